@@ -1,0 +1,145 @@
+//! What the lifecycle may ask of the computer it runs on.
+//!
+//! [`Machine`] is the seam: [`linux`] is a real kernel, the fake of the tests keeps the same promises in memory.
+//! Every verb is blocking and safe to repeat. Nothing is remembered between calls: the kernel is asked each time.
+
+pub mod backing;
+pub mod crypt;
+pub mod filesystem;
+pub mod header;
+pub mod linux;
+pub mod mount;
+
+use std::path::{Path, PathBuf};
+
+use uuid::Uuid;
+
+use crate::volume::{FsType, Profile, Result, SecretBytes, VolumeId};
+use backing::Attached;
+use header::Frozen;
+
+/// What a volume's device must look like when it is open, taken from the record and from nothing on the disk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Shape {
+    /// The volume.
+    pub id: VolumeId,
+    /// Cryptographic parameters.
+    pub profile: Profile,
+    /// Size of the mapped device.
+    pub payload_bytes: u64,
+    /// The LUKS UUID that was chosen before anything was written.
+    pub luks_uuid: Uuid,
+    /// The image file that the loop device must sit on.
+    pub backing: PathBuf,
+}
+
+/// Everything that the kernel holds for one volume.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Kernel {
+    /// Loop devices on the volume's image, found by the image's inode.
+    pub loops: Vec<PathBuf>,
+    /// The device-mapper device under the volume's name.
+    pub mapper: Mapper,
+    /// Every mount of the mapper, of its filesystem or of its device node, in the order of mountinfo.
+    pub mounts: Vec<Mount>,
+}
+
+/// The state of the device-mapper device under a volume's name.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Mapper {
+    /// There is none.
+    #[default]
+    Absent,
+    /// What a killed call leaves: no live table. Safe to remove.
+    HalfMade,
+    /// Open: the live table was read back and is the one that the shape demands.
+    Live,
+    /// A live device that is not ours; the text says what was found.
+    Foreign(String),
+}
+
+/// One line of mountinfo that shows a volume.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mount {
+    /// Where it is mounted.
+    pub path: PathBuf,
+    /// Filesystem of the volume, or its device node bound over a file.
+    pub kind: MountKind,
+    /// Whether this mount point refuses writes.
+    pub read_only: bool,
+    /// Mount options and super options as mountinfo shows them.
+    pub options: Vec<String>,
+}
+
+/// What stands at a mount point.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MountKind {
+    /// The filesystem inside the volume.
+    Filesystem,
+    /// The mapper's device node, for raw block access.
+    DeviceNode,
+}
+
+/// How a filesystem is mounted at its staging path.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct MountOptions {
+    /// Options that the allow-list of [`mount`] let pass, in their order.
+    pub flags: Vec<String>,
+    /// No writes through this mount.
+    pub read_only: bool,
+}
+
+/// Space in a filesystem, or the size of a block device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Usage {
+    /// A mounted filesystem.
+    Filesystem {
+        /// Total, available to the pod, and used.
+        bytes: [u64; 3],
+        /// Total, available and used inodes.
+        inodes: [u64; 3],
+    },
+    /// A raw block device.
+    Block {
+        /// Its size.
+        total_bytes: u64,
+    },
+}
+
+/// The computer, as far as a volume is concerned.
+pub trait Machine: Send + Sync + 'static {
+    /// What the kernel holds under `id`. Without a shape (the pool is away), a live mapper whose device-mapper UUID
+    /// has our form counts as ours, and loops are not looked for.
+    fn look(&self, id: &VolumeId, shape: Option<&Shape>) -> Result<Kernel>;
+
+    /// Attaches the image to a loop device that goes away with the last user. Refuses a missing or short image.
+    fn attach(&self, shape: &Shape) -> Result<Attached>;
+
+    /// Detaches loop devices that [`Machine::look`] found and nothing uses.
+    fn detach(&self, loops: &[PathBuf]) -> Result<()>;
+
+    /// Unlocks `header` with `passphrase`, loads the table over `attached`, reads it back, and removes it again if
+    /// it is not what the shape demands.
+    fn open(&self, shape: &Shape, attached: &Attached, header: &Frozen, passphrase: &SecretBytes) -> Result<()>;
+
+    /// Removes whatever stands under the volume's name, complete or not. Absent is fine.
+    fn close(&self, id: &VolumeId) -> Result<()>;
+
+    /// Makes a filesystem in the open volume, over whatever is there.
+    fn make_filesystem(&self, id: &VolumeId, fs: FsType) -> Result<()>;
+
+    /// Checks the filesystem of the open, unmounted volume and repairs what is safe to repair unattended.
+    fn check_filesystem(&self, id: &VolumeId, fs: FsType) -> Result<()>;
+
+    /// Mounts the open volume at `target`, an existing directory.
+    fn mount(&self, id: &VolumeId, fs: FsType, target: &Path, options: &MountOptions) -> Result<()>;
+
+    /// Shows the volume at `target`, which is created: its staged filesystem at `staged`, or its device node.
+    fn publish(&self, id: &VolumeId, staged: Option<&Path>, target: &Path, read_only: bool) -> Result<()>;
+
+    /// Unmounts every layer at `target`. Nothing mounted there is fine; the directory entry stays.
+    fn unmount(&self, target: &Path) -> Result<()>;
+
+    /// Space at a published path.
+    fn usage(&self, path: &Path) -> Result<Usage>;
+}

@@ -1,0 +1,82 @@
+//! The secret behind a volume, or why not; and what is derived from it.
+
+pub mod evidence;
+pub mod jwe;
+pub mod kbs;
+
+use std::future::Future;
+use std::pin::Pin;
+
+use hkdf::Hkdf;
+use sha2::Sha256;
+use zeroize::Zeroizing;
+
+use crate::volume::{Error, KeyUri, Reason, Result, SecretBytes, VolumeId};
+
+/// The shortest secret from which keys are derived.
+pub const MINIMUM_SECRET_BYTES: usize = 32;
+
+/// Who gives us the secret of a volume.
+pub trait KeySource: Send + Sync + 'static {
+    /// Proves what this machine is and returns the secret under `uri`. Every call is a fresh proof.
+    fn secret<'a>(&'a self, uri: &'a KeyUri) -> Pin<Box<dyn Future<Output = Result<SecretBytes>> + Send + 'a>>;
+}
+
+/// The keys of one volume. They exist only inside the call that needs them.
+pub struct VolumeKeys {
+    /// Text that unlocks the volume's LUKS2 keyslot.
+    pub passphrase: SecretBytes,
+    /// Key of the MAC over the LUKS2 header.
+    pub seal: SecretBytes,
+    /// Key of the MAC over the record.
+    pub record: SecretBytes,
+    /// Public value in the record that tells a wrong secret from a changed header.
+    pub check: [u8; 32],
+}
+
+impl VolumeKeys {
+    /// HKDF-SHA256 with `secret` as input keying material, empty salt, and a label followed by the volume id as info.
+    pub fn derive(secret: &SecretBytes, id: &VolumeId) -> Result<Self> {
+        let length = secret.expose().len();
+        if length < MINIMUM_SECRET_BYTES {
+            return Err(Error::new(
+                Reason::KeyTooShort,
+                format!("the secret at the KBS has {length} bytes; it must have at least {MINIMUM_SECRET_BYTES} random ones"),
+            ));
+        }
+        let hkdf = Hkdf::<Sha256>::new(None, secret.expose());
+        let expand = |label: &str| {
+            let mut key = Zeroizing::new(vec![0; 32]);
+            hkdf.expand(format!("coffer/v1/{label}/{id}").as_bytes(), &mut key)
+                .expect("32 bytes are fewer than HKDF-SHA256 can give");
+            SecretBytes::new(key)
+        };
+        let mut check = [0; 32];
+        check.copy_from_slice(expand("check").expose());
+        Ok(Self { passphrase: expand("keyslot").to_hex(), seal: expand("seal"), record: expand("record"), check })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn derivations_match_the_published_vector() {
+        let secret = SecretBytes::new(Zeroizing::new((0..32).collect()));
+        let id = VolumeId::parse(&format!("cv-{}", "0".repeat(32))).expect("an id");
+        let keys = VolumeKeys::derive(&secret, &id).expect("long enough");
+        assert_eq!(keys.passphrase.expose(), b"b553532b03b069f6bae533c6f770615442f988288a0f49c4a9155ea521985581");
+        assert_eq!(
+            keys.seal.to_hex().expose(),
+            b"222b56d2cfc9577883a15db761ffb71107917abac6ed2530bf4d497967439c80"
+        );
+    }
+
+    #[test]
+    fn a_short_secret_is_refused() {
+        let secret = SecretBytes::new(Zeroizing::new(vec![7; 31]));
+        let error = VolumeKeys::derive(&secret, &VolumeId::for_name("x")).err().expect("refused");
+        assert_eq!(error.reason(), Reason::KeyTooShort);
+    }
+}

@@ -1,0 +1,2 @@
+//! Flags and environment.
+fn main() {}

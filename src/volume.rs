@@ -1,0 +1,225 @@
+//! The words of the house: what a volume is called, what it is made of, and what can be wrong with it.
+//!
+//! Nothing here does I/O. Every floor above speaks in these types; none of them knows proto, Kubernetes or a kernel.
+
+mod error;
+mod key_uri;
+mod secret;
+
+pub use error::{Error, Reason, Result};
+pub use key_uri::{Claim, KeyUri, KeyUriTemplate};
+pub use secret::SecretBytes;
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+/// Prefix of every volume id that this driver makes.
+const ID_PREFIX: &str = "cv-";
+/// Hexadecimal digits after [`ID_PREFIX`]: half of a SHA-256.
+const ID_DIGITS: usize = 32;
+
+/// The name of a volume everywhere: directory, mapper, key derivation.
+///
+/// It is a pure function of the name in `CreateVolume`, so that creating twice is creating once. Only strings of
+/// this exact form ever become part of a path.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct VolumeId(String);
+
+impl VolumeId {
+    /// The id of the volume that `CreateVolume` calls `name`.
+    #[must_use]
+    pub fn for_name(name: &str) -> Self {
+        let digest = hex::encode(Sha256::digest(name.as_bytes()));
+        Self(format!("{ID_PREFIX}{}", &digest[..ID_DIGITS]))
+    }
+
+    /// `text` as an id, or `None` if this driver never made it.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let digits = text.strip_prefix(ID_PREFIX)?;
+        let is_digit = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
+        (digits.len() == ID_DIGITS && digits.bytes().all(is_digit)).then(|| Self(text.to_owned()))
+    }
+
+    /// The id as text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The device-mapper name of the opened volume.
+    #[must_use]
+    pub fn mapper_name(&self) -> String {
+        format!("coffer-{}", self.0)
+    }
+}
+
+impl fmt::Display for VolumeId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl TryFrom<String> for VolumeId {
+    type Error = String;
+
+    fn try_from(text: String) -> std::result::Result<Self, String> {
+        Self::parse(&text).ok_or_else(|| format!("{text:?} is not a volume id (cv- and 32 hexadecimal digits)"))
+    }
+}
+
+impl From<VolumeId> for String {
+    fn from(id: VolumeId) -> Self {
+        id.0
+    }
+}
+
+/// Named, versioned cryptographic parameters. The driver knows the exact header that each one may have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Profile {
+    /// LUKS2, aes-xts-plain64 with a 512-bit key and 4096-byte sectors; confidentiality only.
+    #[serde(rename = "xts-1")]
+    Xts1,
+}
+
+impl Profile {
+    /// Every profile, for messages that name the accepted ones.
+    pub const ALL: [Self; 1] = [Self::Xts1];
+
+    /// The name in a StorageClass, in the record and in the seal.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Xts1 => "xts-1",
+        }
+    }
+
+    /// Bytes of the backing that a payload of `payload_bytes` needs.
+    #[must_use]
+    pub fn backing_bytes(self, payload_bytes: u64) -> u64 {
+        match self {
+            Self::Xts1 => DATA_OFFSET_BYTES + payload_bytes,
+        }
+    }
+}
+
+/// Where the payload begins on the backing: 32 KiB of headers, 1 MiB of keyslots, the rest zero.
+pub const DATA_OFFSET_BYTES: u64 = 2 << 20;
+
+/// Sector size of every profile. Payloads are multiples of it.
+pub const SECTOR_BYTES: u64 = 4096;
+
+/// The filesystems that can be made in a volume.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FsType {
+    /// ext4.
+    Ext4,
+    /// XFS.
+    Xfs,
+}
+
+impl FsType {
+    /// The name for `mount(2)` and in a StorageClass.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Ext4 => "ext4",
+            Self::Xfs => "xfs",
+        }
+    }
+}
+
+/// What the payload is: chosen at creation, kept in the record, never guessed from the disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Content {
+    /// A raw block device for the pod.
+    Block,
+    /// A filesystem that this driver makes and mounts.
+    #[serde(untagged)]
+    Filesystem(FsType),
+}
+
+impl Content {
+    /// The smallest payload, in bytes: below 8 MiB mkfs.ext4 makes no journal, below 300 MiB mkfs.xfs refuses.
+    #[must_use]
+    pub fn minimum_bytes(self) -> u64 {
+        match self {
+            Self::Filesystem(FsType::Ext4) => 16 << 20,
+            Self::Filesystem(FsType::Xfs) => 300 << 20,
+            Self::Block => 1 << 20,
+        }
+    }
+}
+
+impl fmt::Display for Content {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Filesystem(fs) => fs.as_str(),
+            Self::Block => "block",
+        })
+    }
+}
+
+/// What `CreateVolume` asks for, checked and complete.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VolumeSpec {
+    /// The name that the caller gave; [`VolumeSpec::id`] is derived from it.
+    pub name: String,
+    /// Size of the mapped device.
+    pub payload_bytes: u64,
+    /// Filesystem or raw block.
+    pub content: Content,
+    /// Cryptographic parameters.
+    pub profile: Profile,
+    /// Where the secret is, with every variable expanded.
+    pub key_uri: KeyUri,
+    /// The claim behind the volume, if the provisioner told us.
+    pub claim: Option<Claim>,
+}
+
+impl VolumeSpec {
+    /// The volume's id.
+    #[must_use]
+    pub fn id(&self) -> VolumeId {
+        VolumeId::for_name(&self.name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_is_a_pure_function_of_the_name() {
+        let id = VolumeId::for_name("pvc-1");
+        assert_eq!(id, VolumeId::for_name("pvc-1"));
+        assert_ne!(id, VolumeId::for_name("pvc-2"));
+        assert_eq!(VolumeId::parse(id.as_str()), Some(id));
+    }
+
+    #[test]
+    fn only_our_exact_form_is_an_id() {
+        let long = "a".repeat(500);
+        let upper = format!("cv-{}", "A".repeat(32));
+        for text in ["", "cv-", "../../etc", "cv-../../../../../../../../../../e", "cv-0", &upper, &long] {
+            assert_eq!(VolumeId::parse(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn content_is_one_word_in_json() {
+        for (content, json) in [
+            (Content::Filesystem(FsType::Ext4), "\"ext4\""),
+            (Content::Filesystem(FsType::Xfs), "\"xfs\""),
+            (Content::Block, "\"block\""),
+        ] {
+            assert_eq!(serde_json::to_string(&content).expect("serialises"), json);
+            assert_eq!(serde_json::from_str::<Content>(json).expect("parses"), content);
+        }
+    }
+}
