@@ -1,0 +1,43 @@
+# Every target can be called alone; each prints `N passed, N failed` as its last line where it tests anything.
+# It wants root on Debian 12, Rust, Go and the package registries. T=words narrows `unit` and `kernel`.
+
+CARGO  := cargo
+FLAGS  := --release --all-features
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+RIG    := $(TARGET)/release/coffer-rig
+T      :=
+
+PACKAGES := mmdebstrap qemu-system-x86 swtpm libcryptsetup-dev libclang-dev clang libtss2-dev tpm2-tools \
+            cryptsetup-bin e2fsprogs xfsprogs pkg-config iproute2 jq strace openssl
+
+.PHONY: setup build lint unit kernel shell down
+
+# Debian packages that are missing; asks the mirror only if one is.
+setup:
+	@missing=$$(for package in $(PACKAGES); do dpkg -s $$package >/dev/null 2>&1 || echo $$package; done); \
+	if [ -n "$$missing" ]; then \
+	    apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends $$missing; \
+	fi
+
+build: setup
+	$(CARGO) build $(FLAGS) --bins
+
+lint: setup
+	$(CARGO) fmt --check
+	$(CARGO) clippy $(FLAGS) --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --all-features --no-deps
+
+# Tests of the library and of the programs: no kernel, no TPM.
+unit: build
+	$(RIG) unit '$(T)'
+
+# The real kernel, file systems and TPM in a node without Kubernetes.
+kernel: build
+	$(RIG) kernel '$(T)'
+
+# A shell on the node that `make demo KEEP=1` left up; `make down` ends it.
+shell:
+	$(RIG) shell
+
+down:
+	$(RIG) down

@@ -1,0 +1,235 @@
+//! One node: QEMU without KVM, its disks, and swtpm as its TPM.
+//!
+//! Everything of a node lies in its directory and outlives the process: killing QEMU and booting again is a node
+//! crash, and the TPM's state is the node's identity.
+
+use std::fs;
+use std::fs::File;
+use std::net::Ipv4Addr;
+use std::path::Path;
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Duration;
+use std::time::Instant;
+
+use anyhow::Context;
+use anyhow::Result;
+use anyhow::bail;
+
+use crate::guest::Guest;
+use crate::image::Image;
+use crate::process::Daemon;
+use crate::process::Fate;
+use crate::process::succeed;
+
+/// Under TCG a boot takes 11 to 20 seconds; twice that with a busy machine.
+const BOOT_DEADLINE: Duration = Duration::from_secs(180);
+/// Port of the agent in the guest.
+pub(crate) const AGENT_PORT: u16 = 7000;
+/// Port of the shell in the guest.
+pub(crate) const SHELL_PORT: u16 = 7100;
+
+/// A port of the guest that the host can reach.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Forward {
+    /// Loopback address on the host's side.
+    pub(crate) host: Ipv4Addr,
+    /// Port, the same on both sides.
+    pub(crate) port: u16,
+}
+
+/// What a node is made of.
+#[derive(Clone, Debug)]
+pub(crate) struct Spec {
+    /// Host name, and name of the node's directory in the run directory.
+    pub(crate) name: String,
+    /// The guest is 10.0.`subnet`.15 and reaches the host's loopback as 10.0.`subnet`.2.
+    pub(crate) subnet: u8,
+    /// Memory.
+    pub(crate) memory_mib: u32,
+    /// Size of the second disk, `/dev/vdb`, which is empty at first.
+    pub(crate) pool_bytes: u64,
+    /// Ports beside those of agent and shell.
+    pub(crate) forwards: Vec<Forward>,
+    /// What happens to the node when the rig ends.
+    pub(crate) fate: Fate,
+}
+
+/// A node, running or not.
+pub(crate) struct Machine {
+    spec: Spec,
+    image: Image,
+    directory: PathBuf,
+    share: PathBuf,
+    running: Option<(Daemon, Daemon)>,
+}
+
+impl Machine {
+    /// Makes the node's disks in `<run>/<name>/`, or finds them there. `<run>/share` is what every node sees,
+    /// read-only, as `/share`.
+    pub(crate) fn create(run: &Path, image: Image, spec: Spec) -> Result<Self> {
+        let run = fs::canonicalize(run)?;
+        let directory = run.join(&spec.name);
+        fs::create_dir_all(directory.join("tpm"))?;
+        fs::create_dir_all(directory.join("log"))?;
+        let machine = Self { spec, image, directory, share: run.join("share"), running: None };
+        if !machine.system_disk().exists() {
+            let copy = machine.directory.join("system.unfinished");
+            succeed(
+                Command::new("cp").args(["--sparse=always", "--reflink=auto"]).arg(machine.image.disk()).arg(&copy),
+            )?;
+            fs::rename(copy, machine.system_disk())?;
+        }
+        if !machine.pool_disk().exists() {
+            File::create(machine.pool_disk())?.set_len(machine.spec.pool_bytes)?;
+        }
+        Ok(machine)
+    }
+
+    /// The image file of the system disk.
+    pub(crate) fn system_disk(&self) -> PathBuf {
+        self.directory.join("system.img")
+    }
+
+    /// The image file behind `/dev/vdb`.
+    pub(crate) fn pool_disk(&self) -> PathBuf {
+        self.directory.join("pool.img")
+    }
+
+    /// What the node's programs wrote; `/log` in the guest.
+    pub(crate) fn logs(&self) -> PathBuf {
+        self.directory.join("log")
+    }
+
+    /// Everything that the kernel printed, over all boots.
+    pub(crate) fn console(&self) -> PathBuf {
+        self.directory.join("console.log")
+    }
+
+    /// Powers the node on and waits until its agent answers.
+    pub(crate) fn boot(&mut self) -> Result<Guest> {
+        if self.running.is_some() {
+            bail!("{} is running already", self.spec.name);
+        }
+        let tpm = Daemon::start("swtpm", &self.tpm_arguments(), &self.directory.join("swtpm.log"), self.spec.fate)?;
+        wait_for(&self.tpm_socket())?;
+        let qemu =
+            Daemon::start("qemu-system-x86_64", &self.arguments(), &self.directory.join("qemu.log"), self.spec.fate)?;
+        let (qemu, _) = self.running.insert((qemu, tpm));
+        let guest = Guest::at(Ipv4Addr::LOCALHOST, agent_port(&self.spec));
+        let start = Instant::now();
+        while !guest.answers() {
+            qemu.must_run().with_context(|| format!("see {}", self.directory.join("qemu.log").display()))?;
+            if start.elapsed() > BOOT_DEADLINE {
+                bail!("{} did not boot in {BOOT_DEADLINE:?}; see {}", self.spec.name, self.console().display());
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        Ok(guest)
+    }
+
+    /// The node crashes: QEMU is killed, then the TPM ends. What the guest had submitted to its disks is there.
+    pub(crate) fn kill(&mut self) -> Result<()> {
+        let (mut qemu, mut tpm) = self.running.take().context("the node is not running")?;
+        qemu.kill()?;
+        tpm.kill()?;
+        Ok(())
+    }
+
+    /// Powers the node off in an orderly way.
+    pub(crate) fn shut_down(&mut self) -> Result<()> {
+        let (mut qemu, mut tpm) = self.running.take().context("the node is not running")?;
+        // The guest is gone before it can answer.
+        let _ = Guest::at(Ipv4Addr::LOCALHOST, agent_port(&self.spec)).run("sync; echo o >/proc/sysrq-trigger");
+        qemu.wait()?;
+        tpm.kill()
+    }
+
+    fn tpm_socket(&self) -> PathBuf {
+        self.directory.join("tpm.sock")
+    }
+
+    fn tpm_arguments(&self) -> Vec<String> {
+        let state = self.directory.join("tpm");
+        // A socket that an earlier boot left is not the one to wait for.
+        let _ = fs::remove_file(self.tpm_socket());
+        vec![
+            "socket".into(),
+            "--tpm2".into(),
+            "--tpmstate".into(),
+            format!("dir={}", state.display()),
+            "--ctrl".into(),
+            format!("type=unixio,path={}", self.tpm_socket().display()),
+        ]
+    }
+
+    fn arguments(&self) -> Vec<String> {
+        let Spec { name, subnet, memory_mib, .. } = &self.spec;
+        let memory = memory_mib.to_string();
+        let append = format!(
+            "root=/dev/vda rw console=ttyS0 quiet mitigations=off net.ifnames=0 panic=-1 init=/init \
+             coffer_node={name} coffer_subnet={subnet}"
+        );
+        let mut network = format!("user,id=net,net=10.0.{subnet}.0/24");
+        network += &format!(",hostfwd=tcp:127.0.0.1:{}-:{AGENT_PORT}", agent_port(&self.spec));
+        network += &format!(",hostfwd=tcp:127.0.0.1:{}-:{SHELL_PORT}", shell_port(*subnet));
+        for Forward { host, port } in &self.spec.forwards {
+            network += &format!(",hostfwd=tcp:{host}:{port}-:{port}");
+        }
+        let disk = |path: PathBuf| format!("file={},if=virtio,format=raw,cache=unsafe,discard=unmap", path.display());
+        let share = |path: &Path, tag: &str, mode: &str| {
+            format!("local,path={},mount_tag={tag},security_model=none,multidevs=remap{mode}", path.display())
+        };
+        let mut arguments: Vec<String> = Vec::new();
+        // Several TCG threads crash the guest when the kernel patches its own code (`Oops: int3`).
+        for (flag, value) in [
+            ("-machine", "q35"),
+            ("-accel", "tcg,thread=single,tb-size=1024"),
+            ("-smp", "2"),
+            ("-cpu", "max"),
+            ("-m", &memory),
+            ("-display", "none"),
+            ("-monitor", "none"),
+            ("-kernel", &self.image.kernel().to_string_lossy()),
+            ("-initrd", &self.image.initrd().to_string_lossy()),
+            ("-append", &append),
+            ("-chardev", &format!("file,id=console,append=on,path={}", self.console().display())),
+            ("-serial", "chardev:console"),
+            ("-drive", &disk(self.system_disk())),
+            ("-drive", &disk(self.pool_disk())),
+            ("-virtfs", &share(&self.share, "share", ",readonly=on")),
+            ("-virtfs", &share(&self.logs(), "log", "")),
+            ("-chardev", &format!("socket,id=tpm,path={}", self.tpm_socket().display())),
+            ("-tpmdev", "emulator,id=tpm0,chardev=tpm"),
+            ("-device", "tpm-tis,tpmdev=tpm0"),
+            ("-device", "virtio-rng-pci"),
+            ("-netdev", &network),
+            ("-device", "virtio-net-pci,netdev=net"),
+        ] {
+            arguments.extend([flag.to_owned(), value.to_owned()]);
+        }
+        // A reboot ends QEMU, so that whoever holds the machine decides when it boots again.
+        arguments.push("-no-reboot".into());
+        arguments
+    }
+}
+
+fn agent_port(spec: &Spec) -> u16 {
+    AGENT_PORT + u16::from(spec.subnet)
+}
+
+/// Where the shell of the node in `subnet` listens on the host's loopback.
+pub(crate) fn shell_port(subnet: u8) -> u16 {
+    SHELL_PORT + u16::from(subnet)
+}
+
+fn wait_for(path: &Path) -> Result<()> {
+    let start = Instant::now();
+    while !path.exists() {
+        if start.elapsed() > Duration::from_secs(10) {
+            bail!("{} did not appear", path.display());
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    Ok(())
+}

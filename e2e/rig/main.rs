@@ -1,0 +1,102 @@
+//! The rig: a real kernel, a real TPM and a real Kubernetes on a machine that has none of them.
+//!
+//! `coffer-rig` builds a node image from Debian packages, boots it in QEMU with swtpm, and runs in it whatever looks
+//! at Coffer from outside. It wants root, and lives in network and mount namespaces of its own. The Makefile is its
+//! user; the same program is the agent in the guest.
+
+mod agent;
+mod cache;
+mod guest;
+mod image;
+mod machine;
+mod process;
+mod programs;
+mod report;
+mod sandbox;
+mod shell;
+mod suites;
+mod wire;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::Parser;
+use clap::Subcommand;
+
+use process::Fate;
+
+/// Runs Coffer's tests and its demo on nodes of their own.
+#[derive(Parser)]
+struct Arguments {
+    /// Where disks, logs and everything else of a run lie.
+    #[arg(long, default_value = ".rig", global = true)]
+    run: PathBuf,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Serve the host; runs in the guest.
+    Agent,
+    /// Make the node image, or say where it is.
+    Image,
+    /// Run the tests of the library and the programs, on the host.
+    Unit {
+        /// Only tests whose names contain this.
+        #[arg(default_value = "")]
+        filter: String,
+    },
+    /// Run the kernel tests in a fresh node.
+    Kernel {
+        /// Only tests whose names contain this.
+        #[arg(default_value = "")]
+        filter: String,
+        /// Everything that is long or random, too.
+        #[arg(long)]
+        soak: bool,
+    },
+    /// Boot a fresh node without Kubernetes and leave it up for `shell`.
+    Up,
+    /// Open a shell on the node of a rig that was left up, or run one command there.
+    Shell {
+        /// Which run: demo, kernel, up.
+        #[arg(long, default_value = "demo")]
+        of: String,
+        /// Run this and end with its status.
+        script: Vec<String>,
+    },
+    /// End what was left up.
+    Down,
+}
+
+fn main() -> ExitCode {
+    match run(Arguments::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: Arguments) -> Result<()> {
+    let run = &arguments.run;
+    match arguments.command {
+        Command::Agent => agent::serve(),
+        Command::Image => {
+            println!("{}", image::Image::get()?.disk().display());
+            Ok(())
+        }
+        Command::Unit { filter } => suites::unit(&filter),
+        Command::Kernel { filter, soak } => suites::kernel(&run.join("kernel"), &filter, soak),
+        Command::Up => {
+            sandbox::enter()?;
+            let programs = programs::Programs::product()?;
+            suites::boot(&run.join("up"), &programs, Fate::Kept).map(drop)
+        }
+        Command::Shell { of, script } => shell::open(&run.join(of), &script.join(" ")),
+        Command::Down => process::kill_recorded(run),
+    }
+}

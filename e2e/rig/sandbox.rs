@@ -1,0 +1,44 @@
+//! The rig's own network: inside it every port is free, and nothing of it can be reached from outside.
+
+use std::env;
+use std::fs;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::Context;
+use anyhow::Result;
+
+use crate::process::succeed;
+
+/// Set in the environment of the program that runs inside.
+const INSIDE: &str = "COFFER_RIG_INSIDE";
+
+/// Starts this program again in a network and a mount namespace of its own, and does not return; inside, returns.
+pub(crate) fn enter() -> Result<()> {
+    if env::var_os(INSIDE).is_some() {
+        return succeed(Command::new("ip").args(["link", "set", "lo", "up"]));
+    }
+    let error = Command::new("unshare")
+        .args(["--net", "--mount", "--"])
+        .arg(env::current_exe()?)
+        .args(env::args_os().skip(1))
+        .env(INSIDE, "1")
+        .exec();
+    Err(error).context("cannot start unshare; the rig needs root")
+}
+
+/// Starts this program again in the network of the process whose id is in `pid_file`; inside, returns.
+pub(crate) fn join(pid_file: &Path) -> Result<()> {
+    if env::var_os(INSIDE).is_some() {
+        return Ok(());
+    }
+    let pid = fs::read_to_string(pid_file).context("no rig was left up (make demo KEEP=1)")?;
+    let error = Command::new("nsenter")
+        .args(["--net", "--mount", "--target", pid.trim(), "--"])
+        .arg(env::current_exe()?)
+        .args(env::args_os().skip(1))
+        .env(INSIDE, "1")
+        .exec();
+    Err(error).context("cannot start nsenter")
+}

@@ -1,0 +1,106 @@
+//! The test suites that run inside a node.
+
+use std::fs;
+use std::io::BufRead;
+use std::io::BufReader;
+use std::io::Write;
+use std::path::Path;
+use std::process::Command;
+use std::process::Stdio;
+
+use anyhow::Context;
+use anyhow::Result;
+
+use crate::guest::Guest;
+use crate::image::Image;
+use crate::machine::Machine;
+use crate::machine::Spec;
+use crate::process::Fate;
+use crate::programs::Programs;
+use crate::report::Count;
+use crate::report::stage;
+use crate::sandbox;
+use crate::wire::Kind;
+
+/// The node on which a suite runs alone: no Kubernetes, an empty second disk.
+fn node(fate: Fate) -> Spec {
+    Spec { name: "node1".into(), subnet: 2, memory_mib: 2048, pool_bytes: 8 << 30, forwards: Vec::new(), fate }
+}
+
+/// Boots a fresh node in `run` that has `programs`.
+pub(crate) fn boot(run: &Path, programs: &Programs, fate: Fate) -> Result<(Machine, Guest)> {
+    if run.exists() {
+        fs::remove_dir_all(run)?;
+    }
+    let share = run.join("share");
+    fs::create_dir_all(&share)?;
+    programs.share(&share)?;
+    let mut machine = Machine::create(run, Image::get()?, node(fate))?;
+    let guest = stage("Boot the node", || machine.boot())?;
+    Ok((machine, guest))
+}
+
+/// The tests of the library and the programs whose names contain `filter`, on the host.
+pub(crate) fn unit(filter: &str) -> Result<()> {
+    let mut tests = Command::new("cargo")
+        .args(["test", "--release", "--all-features", "--lib", "--bins", "--", filter])
+        .stdout(Stdio::piped())
+        .spawn()?;
+    let output = BufReader::new(tests.stdout.take().context("standard output is a pipe")?);
+    let mut count = Count::default();
+    for line in output.lines() {
+        let line = line?;
+        println!("{line}");
+        count = count.and(Count::of_rust(&line).unwrap_or_default());
+    }
+    count.failed += u64::from(!tests.wait()?.success() && count.failed == 0);
+    count.conclude()
+}
+
+/// The kernel tests whose names contain `filter`, with `environment` in front of them.
+pub(crate) fn kernel(run: &Path, filter: &str, soak: bool) -> Result<()> {
+    let programs = stage("Build", || Programs::product()?.with_test("kernel"))?;
+    Image::get()?;
+    sandbox::enter()?;
+    let (machine, guest) = boot(run, &programs, Fate::WithRig)?;
+    let soak = if soak { "COFFER_SOAK=1 " } else { "" };
+    let script = format!("{soak}/share/bin/test-kernel --test-threads=1 {filter} 2>&1");
+    let mut count = Count::default();
+    let status = show(&guest, &script, |line| {
+        if let Some(found) = Count::of_rust(line) {
+            count = count.and(found);
+        }
+    });
+    finish(&machine, count, status)
+}
+
+/// Runs `script` in the guest, prints each line with its output as it comes, and shows it to `each`.
+pub(crate) fn show(guest: &Guest, script: &str, mut each: impl FnMut(&str)) -> Result<i32> {
+    let mut rest = Vec::new();
+    guest.stream(script, &[], |kind, data| {
+        let mut out = std::io::stdout().lock();
+        out.write_all(data)?;
+        out.flush()?;
+        if kind == Kind::Stdout {
+            rest.extend_from_slice(data);
+        }
+        while let Some(end) = rest.iter().position(|byte| *byte == b'\n') {
+            each(&String::from_utf8_lossy(&rest[..end]));
+            rest.drain(..=end);
+        }
+        Ok(())
+    })
+}
+
+/// Prints where to look if anything went wrong, then the last line.
+pub(crate) fn finish(machine: &Machine, mut count: Count, status: Result<i32>) -> Result<()> {
+    if !matches!(status, Ok(0)) {
+        count.failed = count.failed.max(1);
+        println!("the guest's console: {}", machine.console().display());
+        println!("the programs' logs:  {}", machine.logs().display());
+    }
+    if let Err(error) = status {
+        println!("{error:#}");
+    }
+    count.conclude()
+}
