@@ -41,7 +41,9 @@ impl VolumeKeys {
         if length < MINIMUM_SECRET_BYTES {
             return Err(Error::new(
                 Reason::KeyTooShort,
-                format!("the secret at the KBS has {length} bytes; it must have at least {MINIMUM_SECRET_BYTES} random ones"),
+                format!(
+                    "the secret at the KBS has {length} bytes; it must have at least {MINIMUM_SECRET_BYTES} random ones"
+                ),
             ));
         }
         let hkdf = Hkdf::<Sha256>::new(None, secret.expose());
@@ -67,10 +69,7 @@ mod tests {
         let id = VolumeId::parse(&format!("cv-{}", "0".repeat(32))).expect("an id");
         let keys = VolumeKeys::derive(&secret, &id).expect("long enough");
         assert_eq!(keys.passphrase.expose(), b"b553532b03b069f6bae533c6f770615442f988288a0f49c4a9155ea521985581");
-        assert_eq!(
-            keys.seal.to_hex().expose(),
-            b"222b56d2cfc9577883a15db761ffb71107917abac6ed2530bf4d497967439c80"
-        );
+        assert_eq!(keys.seal.to_hex().expose(), b"222b56d2cfc9577883a15db761ffb71107917abac6ed2530bf4d497967439c80");
     }
 
     #[test]

@@ -24,7 +24,8 @@ pub struct Claim {
 pub struct KeyUri(String);
 
 const SCHEME: &str = "kbs:///";
-const FORM: &str = "must be kbs:///<repository>/<type>/<tag>, each segment of letters, digits, '_', '-' and, not in front, '.'";
+const FORM: &str =
+    "must be kbs:///<repository>/<type>/<tag>, each segment of letters, digits, '_', '-' and, not in front, '.'";
 
 impl KeyUri {
     /// Parses `text`; `field` names it in the error.
@@ -87,9 +88,17 @@ impl KeyUriTemplate<'_> {
                 ("pvc.namespace", Some(claim)) => &claim.namespace,
                 ("pvc.name", Some(claim)) => &claim.name,
                 ("pvc.namespace" | "pvc.name", None) => {
-                    return Err(Error::invalid(field, "uses ${pvc...}, but the provisioner runs without --extra-create-metadata"));
+                    return Err(Error::invalid(
+                        field,
+                        "uses ${pvc...}, but the provisioner runs without --extra-create-metadata",
+                    ));
                 }
-                _ => return Err(Error::invalid(field, "knows the variables ${volume.id}, ${pvc.namespace} and ${pvc.name}")),
+                _ => {
+                    return Err(Error::invalid(
+                        field,
+                        "knows the variables ${volume.id}, ${pvc.namespace} and ${pvc.name}",
+                    ));
+                }
             });
             rest = &variable[end + 1..];
         }
@@ -105,7 +114,16 @@ mod tests {
     #[test]
     fn three_segments_and_nothing_else() {
         assert_eq!(KeyUri::parse("keyUri", "kbs:///a/b_c/d-1.e").expect("valid").resource_path(), "a/b_c/d-1.e");
-        for text in ["", "kbs://a/b/c", "kbs:///a/b", "kbs:///a/b/c/d", "kbs:///a//c", "kbs:///a/../c", "kbs:///a/b/c?x", "kbs:///a/b/.c"] {
+        for text in [
+            "",
+            "kbs://a/b/c",
+            "kbs:///a/b",
+            "kbs:///a/b/c/d",
+            "kbs:///a//c",
+            "kbs:///a/../c",
+            "kbs:///a/b/c?x",
+            "kbs:///a/b/.c",
+        ] {
             assert!(KeyUri::parse("keyUri", text).is_err(), "{text}");
         }
     }
@@ -116,7 +134,10 @@ mod tests {
         let claim = Claim { namespace: "shop".into(), name: "orders".into() };
         let expand = |text, claim| KeyUriTemplate(text).expand("keyUri", &id, claim).map(|uri| uri.to_string());
         assert_eq!(expand("kbs:///a/b/${volume.id}", None).expect("id"), format!("kbs:///a/b/{id}"));
-        assert_eq!(expand("kbs:///a/${pvc.namespace}/${pvc.name}", Some(&claim)).expect("claim"), "kbs:///a/shop/orders");
+        assert_eq!(
+            expand("kbs:///a/${pvc.namespace}/${pvc.name}", Some(&claim)).expect("claim"),
+            "kbs:///a/shop/orders"
+        );
         assert!(expand("kbs:///a/${pvc.namespace}/x", None).is_err());
         assert!(expand("kbs:///a/b/${pod.name}", Some(&claim)).is_err());
         assert!(expand("kbs:///a/b/${volume.id", Some(&claim)).is_err());

@@ -1,0 +1,210 @@
+//! A volume's life on this machine: one operation per volume at a time, each of which looks at the host first.
+//!
+//! Every verb runs on a thread of its own that holds the volume's guard. A caller that goes away changes nothing:
+//! the work goes on, the next call is told `OperationPending`, and the one after that finds the work done.
+
+mod busy;
+mod health;
+mod publish;
+mod stage;
+
+pub use health::HealthEntry;
+pub use health::HealthStatus;
+pub use publish::PublishRequest;
+pub use publish::Sharing;
+pub use stage::StageRequest;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+use tokio::sync::watch;
+
+use crate::device::Kernel;
+use crate::device::Machine;
+use crate::device::Mapper;
+use crate::device::Shape;
+use crate::device::Usage;
+use crate::key::KeySource;
+use crate::provision::Capacity;
+use crate::provision::LocalPool;
+use crate::record::Record;
+use crate::volume::Content;
+use crate::volume::Error;
+use crate::volume::Reason;
+use crate::volume::Result;
+use crate::volume::VolumeId;
+use crate::volume::VolumeSpec;
+use busy::Busy;
+
+/// The volumes of one machine.
+#[derive(Clone)]
+pub struct Lifecycle {
+    host: Arc<Host>,
+    busy: Arc<Busy>,
+    /// Told when an operation that may have unstaged a volume has ended, which is what a deletion waits for.
+    settled: watch::Sender<()>,
+}
+
+/// What the operations work with. It holds no state of any volume.
+struct Host {
+    machine: Arc<dyn Machine>,
+    keys: Arc<dyn KeySource>,
+    pool: Arc<LocalPool>,
+}
+
+impl Lifecycle {
+    /// The volumes of `pool`, opened on `machine` with secrets from `keys`.
+    #[must_use]
+    pub fn new(machine: Arc<dyn Machine>, keys: Arc<dyn KeySource>, pool: Arc<LocalPool>) -> Self {
+        Self { host: Arc::new(Host { machine, keys, pool }), busy: Arc::default(), settled: watch::Sender::default() }
+    }
+
+    /// Creates a volume, or finds it as asked for.
+    pub async fn create(&self, spec: VolumeSpec) -> Result<Record> {
+        self.exclusive(&spec.id(), move |host| host.pool.create(&spec)).await
+    }
+
+    /// Deletes a volume and its key material on this node. One that is still staged is waited for until `deadline`:
+    /// the kubelet releases a claim before it has unstaged it.
+    pub async fn delete(&self, id: VolumeId, deadline: Instant) -> Result<()> {
+        let mut settled = self.settled.subscribe();
+        loop {
+            let mine = id.clone();
+            let outcome = match self.busy.claim(&id) {
+                Ok(guard) => self.blocking(move |host| guard.hold(|| host.delete(&mine))).await,
+                Err(pending) => Err(pending),
+            };
+            match outcome {
+                Err(error) if matches!(error.reason(), Reason::StillStaged | Reason::OperationPending) => {
+                    if tokio::time::timeout_at(deadline.into(), settled.changed()).await.is_err() {
+                        return Err(error);
+                    }
+                }
+                outcome => return outcome,
+            }
+        }
+    }
+
+    /// Makes a volume usable at its staging path: attested, opened, checked and mounted.
+    pub async fn stage(&self, request: StageRequest) -> Result<()> {
+        self.exclusive(&request.id.clone(), move |host| host.stage(&request)).await
+    }
+
+    /// Undoes a stage. Nothing staged is fine.
+    pub async fn unstage(&self, id: VolumeId, staging_path: PathBuf) -> Result<()> {
+        let mine = id.clone();
+        self.exclusive(&id, move |host| host.unstage(&mine, &staging_path)).await
+    }
+
+    /// Shows a staged volume at a pod's path.
+    pub async fn publish(&self, request: PublishRequest) -> Result<()> {
+        self.exclusive(&request.id.clone(), move |host| host.publish(&request)).await
+    }
+
+    /// Undoes a publish and removes the path. Nothing published is fine.
+    pub async fn unpublish(&self, id: VolumeId, target_path: PathBuf) -> Result<()> {
+        let mine = id.clone();
+        self.exclusive(&id, move |host| host.unpublish(&mine, &target_path)).await
+    }
+
+    /// Space at a path where the volume is staged or published.
+    pub async fn usage(&self, id: VolumeId, path: PathBuf) -> Result<Usage> {
+        self.blocking(move |host| host.usage(&id, &path)).await
+    }
+
+    /// What is wrong with the volume, from local state alone; empty if nothing is.
+    pub async fn health(&self, id: VolumeId) -> Result<Vec<HealthEntry>> {
+        self.blocking(move |host| host.health(&id)).await
+    }
+
+    /// The record of a volume.
+    pub async fn get(&self, id: VolumeId) -> Result<Record> {
+        self.blocking(move |host| host.pool.get(&id)).await
+    }
+
+    /// The records of all volumes in the order of ids. One that cannot be read is left out, and named in the log.
+    pub async fn list(&self) -> Result<Vec<Record>> {
+        let readable = |(id, record): (VolumeId, Result<Record>)| {
+            record.inspect_err(|error| tracing::warn!(volume = %id, %error, "a record cannot be read")).ok()
+        };
+        self.blocking(move |host| Ok(host.pool.list()?.into_iter().filter_map(readable).collect())).await
+    }
+
+    /// What can still be promised: nothing while the pool is away.
+    pub async fn capacity(&self) -> Result<Capacity> {
+        self.blocking(|host| match host.pool.capacity() {
+            Err(error) if error.reason() == Reason::PoolMissing => Ok(Capacity::default()),
+            capacity => capacity,
+        })
+        .await
+    }
+
+    /// Waits until no operation is running.
+    pub async fn drain(&self) {
+        self.busy.idle().await;
+    }
+
+    async fn exclusive<T: Send + 'static>(
+        &self,
+        id: &VolumeId,
+        work: impl FnOnce(&Host) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let settled = self.settled.clone();
+        let guard = self.busy.claim(id)?;
+        self.blocking(move |host| {
+            let outcome = guard.hold(|| work(host));
+            settled.send_replace(());
+            outcome
+        })
+        .await
+    }
+
+    async fn blocking<T: Send + 'static>(&self, work: impl FnOnce(&Host) -> Result<T> + Send + 'static) -> Result<T> {
+        let host = Arc::clone(&self.host);
+        let span = tracing::Span::current();
+        let work = tokio::task::spawn_blocking(move || span.in_scope(|| work(&host)));
+        work.await.unwrap_or_else(|error| {
+            Err(Error::new(Reason::Internal, "the operation ended abnormally; see the driver's log").caused_by(error))
+        })
+    }
+}
+
+impl Host {
+    /// What the kernel holds for `id`; refuses a device under the volume's name that is not ours.
+    fn look(&self, id: &VolumeId, shape: Option<&Shape>) -> Result<Kernel> {
+        let kernel = self.machine.look(id, shape)?;
+        match &kernel.mapper {
+            Mapper::Foreign(found) => Err(Error::new(
+                Reason::ForeignDevice,
+                format!("device {} is not this volume's ({found}); remove it by hand", id.mapper_name()),
+            )),
+            _ => Ok(kernel),
+        }
+    }
+
+    fn delete(&self, id: &VolumeId) -> Result<()> {
+        self.pool.ready()?;
+        let record = self.pool.get(id).ok();
+        let kernel = match self.look(id, record.as_ref().map(|record| self.pool.shape(record)).as_ref()) {
+            Err(error) if error.reason() == Reason::ForeignDevice => Kernel::default(),
+            looked => looked?,
+        };
+        let block_is_open =
+            record.is_some_and(|record| record.content == Content::Block) && kernel.mapper == Mapper::Live;
+        if block_is_open || !kernel.mounts.is_empty() {
+            let message = format!("volume {id} is still staged on this node; it is deleted once it is unstaged");
+            return Err(Error::new(Reason::StillStaged, message));
+        }
+        self.release(id, &kernel)?;
+        self.pool.delete(id)
+    }
+
+    /// Removes the mapper and leftover loop devices of a volume that is mounted nowhere.
+    fn release(&self, id: &VolumeId, kernel: &Kernel) -> Result<()> {
+        if matches!(kernel.mapper, Mapper::HalfMade | Mapper::Live) {
+            self.machine.close(id)?;
+        }
+        if kernel.loops.is_empty() { Ok(()) } else { self.machine.detach(&kernel.loops) }
+    }
+}

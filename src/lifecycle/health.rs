@@ -1,0 +1,66 @@
+//! What is wrong with a volume, told from this machine alone: no KBS, no key, no Kubernetes.
+
+use std::fs::File;
+
+use super::Host;
+use crate::device::Mapper;
+use crate::device::backing::Attached;
+use crate::device::header::Image;
+use crate::record::Record;
+use crate::record::State;
+use crate::volume::Result;
+use crate::volume::VolumeId;
+
+/// How bad it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HealthStatus {
+    /// Usable, but not as it should be.
+    Degraded,
+    /// Not usable now.
+    Inaccessible,
+    /// Data is lost or was changed.
+    DataLoss,
+}
+
+/// One thing that is wrong.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HealthEntry {
+    /// How bad it is.
+    pub status: HealthStatus,
+    /// The stable reason word.
+    pub reason: String,
+    /// What was found and what to do.
+    pub message: String,
+}
+
+impl Host {
+    pub(super) fn health(&self, id: &VolumeId) -> Result<Vec<HealthEntry>> {
+        let record = self.pool.get(id)?;
+        let shape = self.pool.shape(&record);
+        let open = self.machine.look(id, Some(&shape))?.mapper == Mapper::Live;
+        let refusal = if open { None } else { self.pool.refusal(id) };
+        let mut entries = Vec::new();
+        entries.extend(self.header_loss(&record));
+        entries.extend(refusal.map(|refusal| HealthEntry {
+            status: HealthStatus::Inaccessible,
+            reason: refusal.reason,
+            message: refusal.message,
+        }));
+        Ok(entries)
+    }
+
+    /// A Ready volume whose backing holds no intact copy of its header will not open again.
+    fn header_loss(&self, record: &Record) -> Option<HealthEntry> {
+        let digest = record.header_digest.filter(|_| record.state == State::Ready)?;
+        let shape = self.pool.shape(record);
+        let image = File::open(&shape.backing).map_err(|_| "the backing is gone".to_owned()).and_then(|device| {
+            Image::read(&Attached { device, path: shape.backing.clone() }).map_err(|error| error.message().to_owned())
+        });
+        let message = match image {
+            Ok(image) if image.has_digest(&shape, &digest.0) => return None,
+            Ok(_) => "no copy of the header on the backing is the one that was sealed".to_owned(),
+            Err(message) => message,
+        };
+        Some(HealthEntry { status: HealthStatus::DataLoss, reason: "HeaderTampered".into(), message })
+    }
+}

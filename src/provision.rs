@@ -1,0 +1,252 @@
+//! Makes and deletes backings and records in a directory of this machine: the local pool.
+//!
+//! ```text
+//! <pool>/pool.json             the mark made by `coffer pool init`
+//! <pool>/<id>/volume.json      the record
+//! <pool>/<id>/backing          the image
+//! <pool>/<id>/refusal.json     why the last stage was refused, for display
+//! <pool>/creating-<id>/        a creation that was interrupted: nothing of value, swept
+//! <pool>/deleting-<id>/        a deletion that was interrupted: finished by the next call
+//! ```
+
+mod refusal;
+mod space;
+
+pub use refusal::Refusal;
+pub use space::Capacity;
+
+use std::fs::File;
+use std::path::Path;
+use std::path::PathBuf;
+
+use rustix::fs::FlockOperation;
+use rustix::fs::flock;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+use crate::device::Shape;
+use crate::device::backing;
+use crate::record::POOL_FILE;
+use crate::record::PoolFile;
+use crate::record::Record;
+use crate::volume::Error;
+use crate::volume::Reason;
+use crate::volume::Result;
+use crate::volume::VolumeId;
+use crate::volume::VolumeSpec;
+
+const BACKING_FILE: &str = "backing";
+const CREATING: &str = "creating-";
+const DELETING: &str = "deleting-";
+
+/// A directory in which volumes live. Whether it is usable is asked anew each time: its disk may come and go.
+#[derive(Clone, Debug)]
+pub struct LocalPool {
+    path: PathBuf,
+}
+
+impl LocalPool {
+    /// The pool at `path`, ready or not.
+    #[must_use]
+    pub fn open(path: PathBuf) -> Self {
+        Self { path }
+    }
+
+    /// Makes `path` a pool. A pool that is already there is kept and returned.
+    pub fn init(path: &Path) -> Result<PoolFile> {
+        std::fs::create_dir_all(path).map_err(|error| {
+            Error::new(Reason::PoolMissing, format!("cannot create {}", path.display())).caused_by(error)
+        })?;
+        if path.join(POOL_FILE).exists() {
+            return Self::open(path.to_owned()).ready();
+        }
+        let pool = PoolFile::new(space::filesystem_uuid(path)?, now());
+        pool.write(path)?;
+        Ok(pool)
+    }
+
+    /// The pool's mark, or why the pool cannot be used now.
+    pub fn ready(&self) -> Result<PoolFile> {
+        let pool = PoolFile::read(&self.path)?;
+        let here = space::filesystem_uuid(&self.path)?;
+        if let (Some(expected), Some(here)) = (pool.filesystem_uuid, here)
+            && expected != here
+        {
+            let message = format!(
+                "{} was made on filesystem {expected} and is now on {here}: mount the pool's disk",
+                self.path.display()
+            );
+            return Err(Error::new(Reason::PoolMissing, message));
+        }
+        space::refuse_read_only(&self.path)?;
+        Ok(pool)
+    }
+
+    /// Where the pool is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The directory of one volume.
+    #[must_use]
+    pub fn directory(&self, id: &VolumeId) -> PathBuf {
+        self.path.join(id.as_str())
+    }
+
+    /// What the kernel must show when the volume of `record` is open.
+    #[must_use]
+    pub fn shape(&self, record: &Record) -> Shape {
+        Shape {
+            id: record.id.clone(),
+            profile: record.profile,
+            payload_bytes: record.payload_bytes,
+            luks_uuid: record.luks_uuid,
+            backing: self.directory(&record.id).join(BACKING_FILE),
+        }
+    }
+
+    /// Creates the volume, or finds it as asked for.
+    pub fn create(&self, spec: &VolumeSpec) -> Result<Record> {
+        self.ready()?;
+        let id = spec.id();
+        let _lock = self.lock()?;
+        self.sweep()?;
+        if let Some(record) = Record::read(&self.directory(&id), &id)? {
+            return if record.satisfies(spec) { Ok(record) } else { Err(differs(&record, spec)) };
+        }
+        space::admit(&self.path, spec)?;
+        let record = Record::declare(spec, now());
+        let directory = self.path.join(format!("{CREATING}{id}"));
+        self.lay_out(&directory, &record)
+            .and_then(|()| rename(&directory, &self.directory(&id)))
+            .and_then(|()| sync(&self.path))
+            .map(|()| record)
+            .inspect_err(|_| {
+                if let Err(error) = std::fs::remove_dir_all(&directory) {
+                    tracing::debug!(%error, "an interrupted creation is left for the next sweep");
+                }
+            })
+    }
+
+    fn lay_out(&self, directory: &Path, record: &Record) -> Result<()> {
+        std::fs::create_dir(directory).map_err(|error| internal("cannot create the volume's directory", error))?;
+        backing::create(&directory.join(BACKING_FILE), record.profile.backing_bytes(record.payload_bytes))?;
+        record.write(directory)
+    }
+
+    /// Deletes the volume and its key material on this node. A volume that is not there is deleted.
+    pub fn delete(&self, id: &VolumeId) -> Result<()> {
+        self.ready()?;
+        let _lock = self.lock()?;
+        self.sweep()?;
+        if !self.directory(id).exists() {
+            return Ok(());
+        }
+        rename(&self.directory(id), &self.path.join(format!("{DELETING}{id}")))?;
+        sync(&self.path)?;
+        self.sweep()
+    }
+
+    /// Finishes what an earlier call or process has left half done.
+    fn sweep(&self) -> Result<()> {
+        for name in self.names()? {
+            let directory = self.path.join(&name);
+            if name.strip_prefix(CREATING).and_then(VolumeId::parse).is_some() {
+                std::fs::remove_dir_all(&directory)
+                    .map_err(|error| internal("cannot remove a half-made volume", error))?;
+            } else if name.strip_prefix(DELETING).and_then(VolumeId::parse).is_some() {
+                erase(&directory)?;
+                sync(&self.path)?;
+                tracing::info!(
+                    volume = &name[DELETING.len()..],
+                    erasure = "Keyslots",
+                    "volume deleted: its keyslots are overwritten and its backing is removed"
+                );
+            }
+        }
+        Ok(())
+    }
+
+    /// The record of one volume.
+    pub fn get(&self, id: &VolumeId) -> Result<Record> {
+        self.ready()?;
+        Record::read(&self.directory(id), id)?.ok_or_else(|| {
+            Error::new(Reason::VolumeNotFound, format!("there is no volume {id} in {}", self.path.display()))
+        })
+    }
+
+    /// Every volume of the pool in the order of ids, with its record or why that cannot be read.
+    pub fn list(&self) -> Result<Vec<(VolumeId, Result<Record>)>> {
+        self.ready()?;
+        let mut ids: Vec<VolumeId> = self.names()?.iter().filter_map(|name| VolumeId::parse(name)).collect();
+        ids.sort();
+        Ok(ids.into_iter().map(|id| (id.clone(), self.get(&id))).collect())
+    }
+
+    /// What can still be promised. A pool that is not ready can promise nothing.
+    pub fn capacity(&self) -> Result<Capacity> {
+        self.ready()?;
+        space::capacity(&self.path)
+    }
+
+    fn names(&self) -> Result<Vec<String>> {
+        let entries = std::fs::read_dir(&self.path).and_then(Iterator::collect::<std::io::Result<Vec<_>>>);
+        let entries = entries.map_err(|error| internal("cannot list the pool", error))?;
+        Ok(entries.iter().filter_map(|entry| entry.file_name().into_string().ok()).collect())
+    }
+
+    /// Serialises what changes the set of volumes, also between processes.
+    fn lock(&self) -> Result<File> {
+        let file =
+            File::open(self.path.join(POOL_FILE)).map_err(|error| internal("cannot open the pool's mark", error))?;
+        flock(&file, FlockOperation::LockExclusive).map_err(|error| internal("cannot lock the pool", error.into()))?;
+        Ok(file)
+    }
+}
+
+fn erase(directory: &Path) -> Result<()> {
+    let image = directory.join(BACKING_FILE);
+    if image.exists() {
+        backing::erase(&image)?;
+    }
+    std::fs::remove_dir_all(directory).map_err(|error| internal("cannot remove a deleted volume's directory", error))
+}
+
+fn differs(record: &Record, spec: &VolumeSpec) -> Error {
+    let message = format!(
+        "volume {} exists with {} bytes, {}, {}, {}; this request asks for {} bytes, {}, {}, {}",
+        record.name,
+        record.payload_bytes,
+        record.content,
+        record.profile.as_str(),
+        record.key_uri,
+        spec.payload_bytes,
+        spec.content,
+        spec.profile.as_str(),
+        spec.key_uri,
+    );
+    Error::new(Reason::AlreadyExists, message)
+}
+
+fn rename(from: &Path, to: &Path) -> Result<()> {
+    std::fs::rename(from, to).map_err(|error| internal("cannot rename a volume's directory", error))
+}
+
+fn sync(directory: &Path) -> Result<()> {
+    File::open(directory).and_then(|file| file.sync_all()).map_err(|error| internal("cannot sync the pool", error))
+}
+
+fn internal(what: &str, error: std::io::Error) -> Error {
+    let reason = match error.kind() {
+        std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => Reason::NoSpace,
+        _ => Reason::Internal,
+    };
+    Error::new(reason, what).caused_by(error)
+}
+
+/// The time now, RFC 3339 in UTC with whole seconds.
+fn now() -> String {
+    let now = OffsetDateTime::now_utc().replace_nanosecond(0).expect("zero is a nanosecond");
+    now.format(&Rfc3339).expect("the year has four digits")
+}

@@ -1,0 +1,322 @@
+//! `volume.json`, the record of one volume, and `pool.json`, the mark of a pool.
+//!
+//! Records are replaced atomically, never hold a secret, and once Ready carry a MAC over all of their contents. A
+//! record that is damaged, of a newer schema or for another volume is refused and left as it was.
+
+mod file;
+mod pool;
+
+pub use file::{FileError, replace};
+pub use pool::{POOL_FILE, PoolFile};
+
+use std::path::Path;
+
+use hmac::Hmac;
+use hmac::KeyInit;
+use hmac::Mac;
+use serde::{Deserialize, Serialize};
+use sha2::Sha256;
+use uuid::Uuid;
+
+use crate::volume::Claim;
+use crate::volume::Content;
+use crate::volume::Error;
+use crate::volume::KeyUri;
+use crate::volume::Profile;
+use crate::volume::Reason;
+use crate::volume::Result;
+use crate::volume::SecretBytes;
+use crate::volume::VolumeId;
+use crate::volume::VolumeSpec;
+
+/// File name of a record in its volume's directory.
+pub const RECORD_FILE: &str = "volume.json";
+
+/// The schema that this version writes, and the newest that it reads.
+const SCHEMA: u32 = 1;
+
+/// What the MAC is computed over begins with this line, so that it can never be taken for another MAC.
+const MAC_CONTEXT: &[u8] = b"coffer/record/1\n";
+
+/// How far the first stage of a volume has come. Only a `Ready` volume has data, and a `Ready` volume is never
+/// formatted again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum State {
+    /// Created; nothing was ever written to the backing.
+    Declared,
+    /// A first stage has begun to write.
+    Formatting,
+    /// Header, filesystem and seal are complete.
+    Ready,
+}
+
+/// One entry of the size history.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Size {
+    /// Size of the mapped device from then on.
+    pub payload_bytes: u64,
+    /// Since when, RFC 3339 in UTC.
+    pub since: String,
+}
+
+/// 32 public bytes, written as lower-case hexadecimal text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Digest32(pub [u8; 32]);
+
+impl TryFrom<String> for Digest32 {
+    type Error = hex::FromHexError;
+
+    fn try_from(text: String) -> std::result::Result<Self, Self::Error> {
+        let mut bytes = [0; 32];
+        hex::decode_to_slice(text, &mut bytes).map(|()| Self(bytes))
+    }
+}
+
+impl From<Digest32> for String {
+    fn from(digest: Digest32) -> Self {
+        hex::encode(digest.0)
+    }
+}
+
+/// What this node knows about a volume.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Record {
+    schema: u32,
+    /// The volume; also the name of its directory.
+    pub id: VolumeId,
+    /// The name in `CreateVolume`.
+    pub name: String,
+    /// Size of the mapped device.
+    pub payload_bytes: u64,
+    /// Every size that the volume has had, oldest first.
+    pub sizes: Vec<Size>,
+    /// Filesystem or raw block.
+    pub content: Content,
+    /// Cryptographic parameters.
+    pub profile: Profile,
+    /// Where the secret is.
+    pub key_uri: KeyUri,
+    /// The claim that the volume was made for, if known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub claim: Option<Claim>,
+    /// UUID of the LUKS2 header, chosen before anything is written.
+    pub luks_uuid: Uuid,
+    /// When the volume was created, RFC 3339 in UTC.
+    pub created: String,
+    /// How far the first stage has come.
+    pub state: State,
+    /// Digest of the sealed header, to tell a changed header without any key.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub header_digest: Option<Digest32>,
+    /// Derived from the secret, to tell a wrong secret from a changed header.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    key_check: Option<Digest32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    mac: Option<Digest32>,
+}
+
+impl Record {
+    /// The record of a volume that has just been asked for, at the time `now` (RFC 3339).
+    #[must_use]
+    pub fn declare(spec: &VolumeSpec, now: String) -> Self {
+        Self {
+            schema: SCHEMA,
+            id: spec.id(),
+            name: spec.name.clone(),
+            payload_bytes: spec.payload_bytes,
+            sizes: vec![Size { payload_bytes: spec.payload_bytes, since: now.clone() }],
+            content: spec.content,
+            profile: spec.profile,
+            key_uri: spec.key_uri.clone(),
+            claim: spec.claim.clone(),
+            luks_uuid: Uuid::new_v4(),
+            created: now,
+            state: State::Declared,
+            header_digest: None,
+            key_check: None,
+            mac: None,
+        }
+    }
+
+    /// Whether `spec` asks for this very volume.
+    #[must_use]
+    pub fn satisfies(&self, spec: &VolumeSpec) -> bool {
+        self.name == spec.name
+            && self.payload_bytes == spec.payload_bytes
+            && self.content == spec.content
+            && self.profile == spec.profile
+            && self.key_uri == spec.key_uri
+    }
+
+    /// The record once a first stage begins to write.
+    #[must_use]
+    pub fn formatting(mut self) -> Self {
+        self.state = State::Formatting;
+        self
+    }
+
+    /// The record of a complete volume, authenticated with `key`.
+    #[must_use]
+    pub fn ready(mut self, header_digest: [u8; 32], key_check: [u8; 32], key: &SecretBytes) -> Self {
+        self.state = State::Ready;
+        self.header_digest = Some(Digest32(header_digest));
+        self.key_check = Some(Digest32(key_check));
+        self.mac = Some(Digest32(self.keyed_mac(key).finalize().into_bytes().into()));
+        self
+    }
+
+    /// Whether this is what was written when the volume became Ready, under the secret behind `key` and `key_check`.
+    pub fn authenticate(&self, key_check: &[u8; 32], key: &SecretBytes) -> Result<()> {
+        if self.key_check.map(|check| check.0) != Some(*key_check) {
+            return Err(Error::new(
+                Reason::WrongKey,
+                format!(
+                    "the secret at {} is not the one this volume was made with; restore it at the KBS",
+                    self.key_uri
+                ),
+            ));
+        }
+        let mac = self.mac.map(|mac| mac.0).unwrap_or_default();
+        self.keyed_mac(key).verify_slice(&mac).map_err(|_| {
+            Error::new(
+                Reason::RecordTampered,
+                format!("the MAC of {RECORD_FILE} is wrong: it was changed outside the driver; restore it from a copy"),
+            )
+        })
+    }
+
+    fn keyed_mac(&self, key: &SecretBytes) -> Hmac<Sha256> {
+        let unsigned = Self { mac: None, ..self.clone() };
+        let text = serde_json_canonicalizer::to_vec(&unsigned).expect("a record has no floats and only text keys");
+        let mut mac = <Hmac<Sha256> as KeyInit>::new_from_slice(key.expose()).expect("HMAC takes keys of any length");
+        mac.update(MAC_CONTEXT);
+        mac.update(&text);
+        mac
+    }
+
+    /// Reads the record of `id` from `directory`. `None` if there is no such directory.
+    pub fn read(directory: &Path, id: &VolumeId) -> Result<Option<Self>> {
+        let path = directory.join(RECORD_FILE);
+        let text = match std::fs::read(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound && !directory.exists() => return Ok(None),
+            Err(error) => {
+                return Err(
+                    Error::new(Reason::RecordDamaged, format!("cannot read the record of {id}")).caused_by(error)
+                );
+            }
+        };
+        Self::parse(&text, id).map(Some)
+    }
+
+    fn parse(text: &[u8], id: &VolumeId) -> Result<Self> {
+        #[derive(Deserialize)]
+        struct Versioned {
+            schema: u32,
+        }
+        let damaged = |error| {
+            let message = format!("{RECORD_FILE} of {id} is not a record; restore it from a copy");
+            Error::new(Reason::RecordDamaged, message).caused_by(error)
+        };
+        let versioned: Versioned = serde_json::from_slice(text).map_err(damaged)?;
+        if versioned.schema > SCHEMA {
+            return Err(Error::new(
+                Reason::RecordTooNew,
+                format!(
+                    "{RECORD_FILE} of {id} has schema {}, this driver reads up to {SCHEMA}: update it",
+                    versioned.schema
+                ),
+            ));
+        }
+        let record: Self = serde_json::from_slice(text).map_err(damaged)?;
+        if record.id != *id {
+            return Err(Error::new(
+                Reason::RecordDamaged,
+                format!("the directory of {id} holds the record of {}; move it back", record.id),
+            ));
+        }
+        Ok(record)
+    }
+
+    /// Replaces the record in `directory`, durably.
+    pub fn write(&self, directory: &Path) -> Result<()> {
+        let mut text = serde_json::to_vec_pretty(self).expect("a record has no floats and only text keys");
+        text.push(b'\n');
+        replace(directory, RECORD_FILE, &text)
+            .map_err(|error| error.into_error(&format!("cannot write the record of {}", self.id)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use zeroize::Zeroizing;
+
+    use super::*;
+    use crate::volume::FsType;
+
+    fn key(byte: u8) -> SecretBytes {
+        SecretBytes::new(Zeroizing::new(vec![byte; 32]))
+    }
+
+    fn declared() -> Record {
+        let spec = VolumeSpec {
+            name: "pvc-1".into(),
+            payload_bytes: 1 << 30,
+            content: Content::Filesystem(FsType::Ext4),
+            profile: Profile::Xts1,
+            key_uri: KeyUri::parse("keyUri", "kbs:///a/b/c").expect("valid"),
+            claim: None,
+        };
+        Record::declare(&spec, "2026-01-01T00:00:00Z".into())
+    }
+
+    #[test]
+    fn a_record_survives_writing_and_reading() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let record = declared().formatting().ready([1; 32], [2; 32], &key(3));
+        record.write(directory.path()).expect("written");
+        let read = Record::read(directory.path(), &record.id).expect("read").expect("there");
+        assert_eq!(read, record);
+        read.authenticate(&[2; 32], &key(3)).expect("authentic");
+    }
+
+    #[test]
+    fn another_secret_is_told_from_a_changed_record() {
+        let record = declared().ready([1; 32], [2; 32], &key(3));
+        let reason = |record: &Record, check| record.authenticate(&check, &key(3)).expect_err("refused").reason();
+        assert_eq!(reason(&record, [9; 32]), Reason::WrongKey);
+        let changed = Record { payload_bytes: 4096, ..record.clone() };
+        assert_eq!(reason(&changed, [2; 32]), Reason::RecordTampered);
+        let unsigned = Record { mac: None, ..record };
+        assert_eq!(reason(&unsigned, [2; 32]), Reason::RecordTampered);
+    }
+
+    #[test]
+    fn every_single_changed_byte_is_noticed() {
+        let record = declared().ready([1; 32], [2; 32], &key(3));
+        let text = serde_json::to_vec(&record).expect("serialises");
+        for at in 0..text.len() {
+            let mut changed = text.clone();
+            changed[at] ^= 1;
+            let accepted =
+                Record::parse(&changed, &record.id).and_then(|record| record.authenticate(&[2; 32], &key(3)));
+            assert!(accepted.is_err(), "byte {at} of {}", String::from_utf8_lossy(&text));
+        }
+    }
+
+    #[test]
+    fn what_is_not_a_record_of_this_volume_is_refused_with_its_reason() {
+        let record = declared();
+        let text = serde_json::to_string(&record).expect("serialises");
+        let reason = |text: &str| Record::parse(text.as_bytes(), &record.id).expect_err("refused").reason();
+        assert_eq!(reason(&text[..text.len() / 2]), Reason::RecordDamaged);
+        assert_eq!(reason(""), Reason::RecordDamaged);
+        assert_eq!(reason(&text.replace("\"schema\":1", "\"schema\":2")), Reason::RecordTooNew);
+        assert_eq!(reason(&text.replace("\"name\"", "\"nom\"")), Reason::RecordDamaged);
+        let other = VolumeId::for_name("other");
+        assert_eq!(Record::parse(text.as_bytes(), &other).expect_err("refused").reason(), Reason::RecordDamaged);
+    }
+}

@@ -1,0 +1,40 @@
+//! Replacing a small file so that after a crash either the old or the new one is there, whole.
+
+use std::fs::File;
+use std::io::Write;
+use std::path::Path;
+
+use crate::volume::Error;
+use crate::volume::Reason;
+
+/// Why a file could not be replaced.
+#[derive(Debug, thiserror::Error)]
+#[error("{step} failed")]
+pub struct FileError {
+    step: &'static str,
+    source: std::io::Error,
+}
+
+impl FileError {
+    /// As an error of the house that says what was being done.
+    #[must_use]
+    pub fn into_error(self, doing: &str) -> Error {
+        let reason = match self.source.kind() {
+            std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => Reason::NoSpace,
+            std::io::ErrorKind::ReadOnlyFilesystem => Reason::PoolMissing,
+            _ => Reason::Internal,
+        };
+        Error::new(reason, doing).caused_by(self)
+    }
+}
+
+/// Writes `text` to `directory/name`: temporary file, fsync, rename, fsync of the directory.
+pub fn replace(directory: &Path, name: &str, text: &[u8]) -> Result<(), FileError> {
+    let step = |step| move |source| FileError { step, source };
+    let temporary = directory.join(format!(".{name}.new"));
+    let mut file = File::create(&temporary).map_err(step("creating a temporary file"))?;
+    file.write_all(text).map_err(step("writing"))?;
+    file.sync_all().map_err(step("fsync"))?;
+    std::fs::rename(&temporary, directory.join(name)).map_err(step("renaming"))?;
+    File::open(directory).and_then(|directory| directory.sync_all()).map_err(step("fsync of the directory"))
+}
