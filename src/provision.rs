@@ -148,7 +148,14 @@ impl LocalPool {
         self.sweep()
     }
 
-    /// Finishes what an earlier call or process has left half done.
+    /// Finishes the creations and deletions that an earlier process has left half done.
+    pub fn finish_interrupted(&self) -> Result<()> {
+        self.ready()?;
+        let _lock = self.lock()?;
+        self.sweep()
+    }
+
+    /// What every call that changes the set of volumes does first, under the lock.
     fn sweep(&self) -> Result<()> {
         for name in self.names()? {
             let directory = self.path.join(&name);

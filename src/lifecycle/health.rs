@@ -1,6 +1,7 @@
 //! What is wrong with a volume, told from this machine alone: no KBS, no key, no Kubernetes.
 
 use std::fs::File;
+use std::path::Path;
 
 use super::Host;
 use crate::device::Mapper;
@@ -8,6 +9,8 @@ use crate::device::backing::Attached;
 use crate::device::header::Image;
 use crate::record::Record;
 use crate::record::State;
+use crate::volume::Error;
+use crate::volume::Reason;
 use crate::volume::Result;
 use crate::volume::VolumeId;
 
@@ -53,14 +56,22 @@ impl Host {
     fn header_loss(&self, record: &Record) -> Option<HealthEntry> {
         let digest = record.header_digest.filter(|_| record.state == State::Ready)?;
         let shape = self.pool.shape(record);
-        let image = File::open(&shape.backing).map_err(|_| "the backing is gone".to_owned()).and_then(|device| {
-            Image::read(&Attached { device, path: shape.backing.clone() }).map_err(|error| error.message().to_owned())
-        });
-        let message = match image {
-            Ok(image) if image.has_digest(&shape, &digest.0) => return None,
-            Ok(_) => "no copy of the header on the backing is the one that was sealed".to_owned(),
-            Err(message) => message,
+        let expected_bytes = shape.profile.backing_bytes(shape.payload_bytes);
+        let (reason, message) = match read_header(&shape.backing) {
+            Ok((length, _)) if length < expected_bytes => {
+                (Reason::DeviceTruncated, format!("the backing has {length} bytes of {expected_bytes}"))
+            }
+            Ok((_, image)) if image.has_digest(&shape, &digest.0) => return None,
+            Ok(_) => (Reason::HeaderTampered, "no copy of the header on the backing is the one that was sealed".into()),
+            Err(error) => (error.reason(), error.message().to_owned()),
         };
-        Some(HealthEntry { status: HealthStatus::DataLoss, reason: "HeaderTampered".into(), message })
+        Some(HealthEntry { status: HealthStatus::DataLoss, reason: reason.to_string(), message })
     }
+}
+
+fn read_header(backing: &Path) -> Result<(u64, Image)> {
+    let missing = |error| Error::new(Reason::DeviceMissing, "the backing is gone").caused_by(error);
+    let device = File::open(backing).map_err(missing)?;
+    let length = device.metadata().map_err(missing)?.len();
+    Ok((length, Image::read(&Attached { device, path: backing.to_owned() })?))
 }
