@@ -6,8 +6,13 @@
 
 mod agent;
 mod cache;
+mod certificates;
+mod cluster;
+mod control_plane;
 mod guest;
 mod image;
+mod images;
+mod kubernetes;
 mod machine;
 mod process;
 mod programs;
@@ -15,6 +20,7 @@ mod report;
 mod sandbox;
 mod shell;
 mod suites;
+mod wait;
 mod wire;
 
 use std::path::PathBuf;
@@ -59,6 +65,8 @@ enum Command {
     },
     /// Boot a fresh node without Kubernetes and leave it up for `shell`.
     Up,
+    /// Start a fresh cluster of one node and leave it up for `shell`.
+    Cluster,
     /// Open a shell on the node of a rig that was left up, or run one command there.
     Shell {
         /// Which run: demo, kernel, up.
@@ -95,6 +103,11 @@ fn run(arguments: Arguments) -> Result<()> {
             sandbox::enter()?;
             let programs = programs::Programs::product()?;
             suites::boot(&run.join("up"), &programs, Fate::Kept).map(drop)
+        }
+        Command::Cluster => {
+            let parts = cluster::Parts::get()?;
+            sandbox::enter()?;
+            cluster::Cluster::start(&run.join("demo"), parts, Fate::Kept).map(drop)
         }
         Command::Shell { of, script } => shell::open(&run.join(of), &script.join(" ")),
         Command::Down => process::kill_recorded(run),
