@@ -11,7 +11,12 @@ use hkdf::Hkdf;
 use sha2::Sha256;
 use zeroize::Zeroizing;
 
-use crate::volume::{Error, KeyUri, Reason, Result, SecretBytes, VolumeId};
+use crate::volume::Error;
+use crate::volume::KeyUri;
+use crate::volume::Reason;
+use crate::volume::Result;
+use crate::volume::SecretBytes;
+use crate::volume::VolumeId;
 
 /// The shortest secret from which keys are derived.
 pub const MINIMUM_SECRET_BYTES: usize = 32;
