@@ -1,35 +1,257 @@
 //! Formats, seals and opens LUKS2 volumes: libcryptsetup on in-memory files, our own device-mapper tables.
-#![allow(missing_docs, unused_variables)]
+//!
+//! libcryptsetup repairs and re-reads headers behind its caller's back, so it never sees a backing: it formats and
+//! seals in a memory file, and unlocks from a frozen one. The volume key goes from it to the kernel through the keyring
+//! of one thread and is in no table, no file and no message. Refused: a header that our own parser does not accept,
+//! also when libcryptsetup itself wrote it.
 
-use std::path::PathBuf;
+mod table;
 
+use std::ffi::{CStr, c_char, c_int, c_void};
+use std::fs::File;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Once;
+
+use libcryptsetup_rs::consts::flags::{CryptActivate, CryptPbkdf, CryptVolumeKey};
+use libcryptsetup_rs::consts::vals::{CryptKdf, EncryptionFormat, KeyslotsSize, MetadataSize};
+use libcryptsetup_rs::{
+    CryptDevice, CryptInit, CryptParamsLuks2, CryptParamsLuks2Ref, CryptPbkdfType, Either, LibcryptErr, TokenInput,
+};
+use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+
+use super::Mapper;
+use super::Shape;
 use super::backing::Attached;
 use super::header::Frozen;
 use super::header::Image;
-use super::{Mapper, Shape};
-use crate::volume::{Result, SecretBytes, VolumeId};
+use super::header::seal as token;
+use crate::volume::DATA_OFFSET_BYTES;
+use crate::volume::Error;
+use crate::volume::Reason;
+use crate::volume::Result;
+use crate::volume::SECTOR_BYTES;
+use crate::volume::SecretBytes;
+use crate::volume::VolumeId;
 
+/// libcryptsetup and device-mapper count in sectors of this size whatever the device has.
+const SECTOR_512: u64 = 512;
+/// Two AES-256 keys: XTS with 512 bits.
+const VOLUME_KEY_BYTES: usize = 64;
+/// The fewest that libcryptsetup accepts. The passphrase is a derived key of 256 bits and gains nothing from more.
+const PBKDF2_ITERATIONS: u32 = 1000;
+/// Size of the keyslots area.
+const KEYSLOTS_BYTES: u64 = 1 << 20;
+/// The keyslot and the token of a new volume.
+const FIRST: u32 = 0;
+
+/// Makes a new header with a random volume key, unlocked by `passphrase`, in memory. It has no seal yet.
+///
+/// # Errors
+/// `Internal` if libcryptsetup fails, or writes what the profile does not know.
 pub fn format(shape: &Shape, passphrase: &SecretBytes) -> Result<Image> {
-    unimplemented!()
+    let scratch = Scratch::new()?;
+    let mut device = scratch.device()?;
+    let pbkdf = CryptPbkdfType {
+        type_: CryptKdf::Pbkdf2,
+        hash: Some("sha256".to_owned()),
+        time_ms: 0,
+        iterations: PBKDF2_ITERATIONS,
+        max_memory_kb: 0,
+        parallel_threads: 0,
+        flags: CryptPbkdf::NO_BENCHMARK,
+    };
+    let parameters = CryptParamsLuks2 {
+        pbkdf: None,
+        integrity: None,
+        integrity_params: None,
+        data_alignment: 0,
+        data_device: None,
+        sector_size: u32::try_from(SECTOR_BYTES).expect("a sector is small"),
+        label: None,
+        subsystem: None,
+    };
+    let mut steps = || -> Result<(), LibcryptErr> {
+        let mut parameters: CryptParamsLuks2Ref<'_> = (&parameters).try_into()?;
+        device.settings_handle().set_pbkdf_type(&pbkdf)?;
+        device.settings_handle().set_metadata_size(MetadataSize::Kb16, KeyslotsSize::try_from(KEYSLOTS_BYTES)?)?;
+        device.set_data_offset(DATA_OFFSET_BYTES / SECTOR_512)?;
+        device.context_handle().format(
+            EncryptionFormat::Luks2,
+            ("aes", "xts-plain64"),
+            Some(shape.luks_uuid),
+            Either::Right(VOLUME_KEY_BYTES),
+            Some(&mut parameters),
+        )?;
+        device.keyslot_handle().add_by_key(Some(FIRST), None, passphrase.expose(), CryptVolumeKey::empty())?;
+        Ok(())
+    };
+    steps().map_err(|error| failed("make a LUKS2 header", error))?;
+    drop(device);
+    let image = scratch.image()?;
+    image.frozen()?;
+    Ok(image)
 }
 
+/// Adds the seal to a header of our own making; returns it with the digest of what the seal authenticates.
+///
+/// # Errors
+/// `Internal` if libcryptsetup fails, or the result does not pass the opening rule.
 pub fn seal(image: Image, shape: &Shape, seal: &SecretBytes) -> Result<(Image, [u8; 32])> {
-    unimplemented!()
+    let scratch = Scratch::holding(&image)?;
+    // The authenticated text holds the token without its MAC, as libcryptsetup spells it: so it is written twice.
+    scratch.set_token(&[0; 32])?;
+    let text = scratch.image()?.text_to_seal(shape)?;
+    scratch.set_token(&token::mac(seal, &text))?;
+    let sealed = scratch.image()?;
+    let verified = sealed.verify(shape, seal).map_err(|error| {
+        Error::new(Reason::Internal, "a header that was just sealed does not verify; nothing was written")
+            .caused_by(error)
+    })?;
+    Ok((sealed, verified.digest))
 }
 
+/// Unlocks `header` with `passphrase`, loads the table over `attached`, reads it back, and removes it again if it is
+/// not what the shape demands.
+///
+/// # Errors
+/// `WrongKey` if the keyslot does not open; `ForeignDevice` if the name is taken or the kernel shows another table;
+/// `Internal` if the kernel refuses key or table.
 pub fn open(shape: &Shape, attached: &Attached, header: &Frozen, passphrase: &SecretBytes) -> Result<()> {
-    unimplemented!()
+    // The volume key stays in the keyring of the thread that unlocked it, and goes away with the thread.
+    std::thread::scope(|scope| {
+        let unlock_and_load = || {
+            unlock(shape, header, passphrase)?;
+            table::load(shape, attached)
+        };
+        let thread = std::thread::Builder::new().name("unlock".to_owned());
+        let thread = thread.spawn_scoped(scope, unlock_and_load);
+        let thread =
+            thread.map_err(|e| Error::new(Reason::Internal, "no thread to unlock the volume on").caused_by(e))?;
+        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
 }
 
+/// Removes the device under the volume's name, complete or not. Absent is fine.
+///
+/// # Errors
+/// `ForeignDevice` if it was not made by this driver; `Internal` if it stays in use.
 pub fn close(id: &VolumeId) -> Result<()> {
-    unimplemented!()
+    table::remove(id)
 }
 
-/// `backings`: device numbers (major, minor) of every loop device on the volume's image.
+/// What stands under the volume's name. `backings` are the device numbers (major, minor) of the loop devices on the
+/// volume's image; a live table over any other device is foreign. Without a shape, a live device whose device-mapper
+/// UUID has our form counts as ours.
+///
+/// # Errors
+/// `Internal` if device-mapper cannot be asked.
 pub fn look(id: &VolumeId, shape: Option<&Shape>, backings: impl IntoIterator<Item = (u32, u32)>) -> Result<Mapper> {
-    unimplemented!()
+    let backings: Vec<_> = backings.into_iter().collect();
+    table::look(id, shape.map(|shape| (shape, backings.as_slice())))
 }
 
+/// The open volume's device node, `/dev/dm-N`. Names under `/dev/mapper` are udev's, which may be late or absent.
+///
+/// # Errors
+/// `Internal` if the volume is not open, or `/dev` is not the kernel's.
 pub fn device_node(id: &VolumeId) -> Result<PathBuf> {
-    unimplemented!()
+    table::node(id)
+}
+
+fn unlock(shape: &Shape, header: &Frozen, passphrase: &SecretBytes) -> Result<()> {
+    let mut device = load(&header.path())?;
+    let mut activate = |flags| device.activate_handle().activate_by_passphrase(None, None, passphrase.expose(), flags);
+    let Err(error) = activate(CryptActivate::KEYRING_KEY) else { return Ok(()) };
+    // libcryptsetup reports a blocked keyring and a wrong passphrase alike. Without the flag it only tries the latter.
+    let id = &shape.id;
+    Err(match activate(CryptActivate::empty()) {
+        Ok(_keyslot) => Error::new(
+            Reason::Internal,
+            format!(
+                "the kernel refused to keep the key of {id}: allow this process the system calls add_key and keyctl"
+            ),
+        ),
+        Err(_) => Error::new(
+            Reason::WrongKey,
+            format!(
+                "the secret at the KBS does not open the keyslot of {id}, although the header is the one that was made"
+            ),
+        ),
+    }
+    .caused_by(error))
+}
+
+fn load(path: &Path) -> Result<CryptDevice> {
+    let mut device = device_at(path)?;
+    device
+        .context_handle()
+        .load::<()>(Some(EncryptionFormat::Luks2), None)
+        .map_err(|error| failed("read a LUKS2 header that we verified", error))?;
+    Ok(device)
+}
+
+fn device_at(path: &Path) -> Result<CryptDevice> {
+    static QUIET: Once = Once::new();
+    QUIET.call_once(|| libcryptsetup_rs::set_log_callback::<()>(Some(log), None));
+    CryptInit::init(path).map_err(|error| failed("start", error))
+}
+
+fn failed(what: &str, error: LibcryptErr) -> Error {
+    Error::new(Reason::Internal, format!("libcryptsetup cannot {what}")).caused_by(error)
+}
+
+/// Without a callback libcryptsetup prints to standard output. Its messages name devices and system calls, no keys;
+/// the debug level that dumps headers is never turned on.
+unsafe extern "C" fn log(_level: c_int, message: *const c_char, _data: *mut c_void) {
+    // SAFETY: libcryptsetup passes a string that ends with NUL and lives until this function returns.
+    let message = unsafe { CStr::from_ptr(message) };
+    tracing::debug!(message = %message.to_string_lossy().trim_end(), "libcryptsetup");
+}
+
+/// A file in memory that libcryptsetup takes for a small disk.
+struct Scratch(File);
+
+impl Scratch {
+    fn new() -> Result<Self> {
+        let make = || -> std::io::Result<File> {
+            let file = File::from(memfd_create("coffer-format", MemfdFlags::CLOEXEC)?);
+            // A payload must follow the header, or libcryptsetup finds the disk too small. It stays a hole.
+            ftruncate(&file, 2 * DATA_OFFSET_BYTES)?;
+            Ok(file)
+        };
+        make().map(Self).map_err(scratch_failed)
+    }
+
+    fn holding(image: &Image) -> Result<Self> {
+        let scratch = Self::new()?;
+        scratch.0.write_all_at(image.bytes(), 0).map_err(scratch_failed)?;
+        Ok(scratch)
+    }
+
+    fn path(&self) -> PathBuf {
+        PathBuf::from(format!("/proc/self/fd/{}", self.0.as_raw_fd()))
+    }
+
+    fn device(&self) -> Result<CryptDevice> {
+        device_at(&self.path())
+    }
+
+    fn set_token(&self, mac: &[u8; 32]) -> Result<()> {
+        let token = token::token(mac);
+        load(&self.path())?
+            .token_handle()
+            .json_set(TokenInput::ReplaceToken(FIRST, &token))
+            .map(|_id| ())
+            .map_err(|error| failed("add the seal", error))
+    }
+
+    fn image(&self) -> Result<Image> {
+        Image::from_file(&self.0).map_err(scratch_failed)
+    }
+}
+
+fn scratch_failed(error: std::io::Error) -> Error {
+    Error::new(Reason::Internal, "no memory file to make a header in").caused_by(error)
 }

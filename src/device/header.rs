@@ -1,20 +1,56 @@
 //! The LUKS2 header as hostile input: parsed by our own code, compared with the profile, authenticated by the seal.
+//!
+//! A power cut may legally leave two different copies, so each is judged alone; the copy that passes everything wins,
+//! and of two the one with the higher sequence number. libcryptsetup only ever sees a [`Frozen`] file with the winner
+//! in both places: what was checked is what is opened. Refused: whatever is not exactly what this driver writes.
 
-use std::os::fd::OwnedFd;
+mod binary;
+mod json;
+pub(super) mod seal;
+#[cfg(test)]
+mod tests;
 
+use std::fmt;
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
+use rustix::io::Errno;
+use serde_json::Value;
+use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
 use super::Shape;
 use super::backing::Attached;
-use crate::volume::{Result, SecretBytes};
+use crate::volume::DATA_OFFSET_BYTES;
+use crate::volume::Error;
+use crate::volume::Reason;
+use crate::volume::Result;
+use crate::volume::SecretBytes;
+use binary::{COPY_BYTES, HeaderCopy, Place};
 
-/// Everything on a backing before the payload: [`crate::volume::DATA_OFFSET_BYTES`] bytes, read once or made here.
-#[derive(Clone)]
-pub struct Image {}
+/// Size of an [`Image`].
+const IMAGE_BYTES: usize = DATA_OFFSET_BYTES as usize;
+/// Where the keyslot areas lie, used or not (libcryptsetup fills them with random bytes at format).
+const KEYSLOTS: Range<usize> = 32_768..1_081_344;
+/// Alignment of memory for O_DIRECT on any device with sectors of up to 4096 bytes.
+const ALIGNMENT: usize = 4096;
 
-/// A sealed in-memory file that holds one verified header in both places. Nothing can change it any more.
+/// Everything on a backing before the payload: [`DATA_OFFSET_BYTES`] bytes, read once or made here. Nothing in it is
+/// secret: keys are wrapped.
+pub struct Image {
+    buffer: Vec<u8>,
+    start: usize,
+}
+
+/// A sealed in-memory file that holds one header in both places, and the key areas that it uses. Nothing can change it
+/// any more.
 #[derive(Debug)]
-pub struct Frozen(pub(super) OwnedFd);
+pub struct Frozen(OwnedFd);
 
 /// A header that passed every check.
 #[derive(Debug)]
@@ -25,30 +61,272 @@ pub struct Verified {
     pub digest: [u8; 32],
 }
 
-#[allow(missing_docs, unused_variables, clippy::missing_errors_doc)]
+/// One copy that has a valid checksum and is what the profile demands.
+struct Candidate {
+    place: Place,
+    seqid: u64,
+    document: Value,
+    keyslots: Vec<(&'static str, Range<usize>)>,
+}
+
+/// Why a copy is not a candidate, or a candidate not the volume's header.
+enum Defect {
+    /// No LUKS2 magic.
+    Absent,
+    /// Intact, with the UUID of another volume.
+    OtherVolume,
+    /// Something is wrong; the text continues "the primary copy: ".
+    Wrong(String),
+}
+
 impl Image {
+    /// Reads the image with one read of the device.
+    ///
+    /// # Errors
+    /// `DeviceUnreadable` if the device gives an error, or ends before the payload begins.
     pub fn read(attached: &Attached) -> Result<Self> {
-        unimplemented!()
+        Self::from_file(&attached.device).map_err(|error| {
+            let path = attached.path.display();
+            Error::new(Reason::DeviceUnreadable, format!("the first {IMAGE_BYTES} bytes of {path} cannot be read"))
+                .caused_by(error)
+        })
     }
+
+    /// Writes the image: key areas, then the secondary copy, then the primary one, each on stable storage before the
+    /// next. A cut at any point leaves a copy that can be opened, or none that could be mistaken for one.
+    ///
+    /// # Errors
+    /// `NoSpace` if the pool is full, `DeviceUnreadable` for any other refusal of the device.
     pub fn write(&self, attached: &Attached) -> Result<()> {
-        unimplemented!()
+        for range in [KEYSLOTS, Place::Secondary.range(), Place::Primary.range()] {
+            let offset = range.start as u64;
+            attached
+                .device
+                .write_all_at(&self.bytes()[range], offset)
+                .and_then(|()| attached.device.sync_all())
+                .map_err(|error| write_error(attached, error))?;
+        }
+        Ok(())
     }
+
+    /// Whether a copy has a LUKS2 magic and this UUID: the header was at least begun for this volume.
     #[must_use]
     pub fn uuid_matches(&self, uuid: &Uuid) -> bool {
-        unimplemented!()
+        Place::ALL.into_iter().map(|place| self.copy(place)).any(|copy| copy.has_magic() && copy.names(uuid))
     }
+
+    /// Whether an interrupted format may start again: each binary header is all zero, or has magic and this UUID.
     #[must_use]
     pub fn may_be_overwritten(&self, uuid: &Uuid) -> bool {
-        unimplemented!()
+        let ours = |copy: HeaderCopy<'_>| copy.is_blank() || (copy.has_magic() && copy.names(uuid));
+        Place::ALL.into_iter().map(|place| self.copy(place)).all(ours)
     }
+
+    /// The whole opening rule: both copies parsed alone, profile, seal, higher sequence number.
+    ///
+    /// # Errors
+    /// `HeaderMissing` without any LUKS2 magic, `WrongVolume` for another volume's header, `HeaderTampered` otherwise.
+    /// With a wrong `seal` key every header is `HeaderTampered`: exclude `WrongKey` by the key check value first.
     pub fn verify(&self, shape: &Shape, seal: &SecretBytes) -> Result<Verified> {
-        unimplemented!()
+        let judged = Place::ALL.map(|place| self.sealed_candidate(place, shape, seal));
+        match judged {
+            [Err(primary), Err(secondary)] => Err(self.refusal(shape, [primary, secondary])),
+            judged => {
+                let (winner, text) = judged
+                    .into_iter()
+                    .flatten()
+                    .max_by_key(|(candidate, _)| candidate.seqid)
+                    .expect("the other arm took the case without one");
+                Ok(Verified { frozen: self.freeze(&winner)?, digest: Sha256::digest(&text).into() })
+            }
+        }
     }
+
+    /// Whether some copy is intact and is the header that the record knows. Needs no key and proves nothing against
+    /// somebody who can also write the record.
     #[must_use]
     pub fn has_digest(&self, shape: &Shape, digest: &[u8; 32]) -> bool {
-        unimplemented!()
+        let candidates = Place::ALL.into_iter().filter_map(|place| self.candidate(place, &shape.luks_uuid).ok());
+        candidates.into_iter().any(|candidate| Sha256::digest(self.text(shape, &candidate)) == *digest)
     }
+
+    /// A frozen copy of a header that was just formatted and has no seal yet.
+    ///
+    /// # Errors
+    /// `Internal` if the image is not a header of the profile. Never call it with bytes that were read from a device.
     pub fn frozen(&self) -> Result<Frozen> {
-        unimplemented!()
+        let uuid = self.copy(Place::Primary).uuid().unwrap_or_default();
+        let candidate = self.newest(&uuid)?;
+        self.freeze(&candidate)
     }
+
+    /// The text that the seal of a header of our own making has to authenticate.
+    pub(super) fn text_to_seal(&self, shape: &Shape) -> Result<Vec<u8>> {
+        let candidate = self.newest(&shape.luks_uuid)?;
+        Ok(self.text(shape, &candidate))
+    }
+
+    /// The first [`IMAGE_BYTES`] of `file`.
+    pub(super) fn from_file(file: &File) -> io::Result<Self> {
+        let mut image = Self::blank();
+        let range = image.range();
+        file.read_exact_at(&mut image.buffer[range], 0)?;
+        Ok(image)
+    }
+
+    /// The bytes, at an address that O_DIRECT accepts.
+    pub(super) fn bytes(&self) -> &[u8] {
+        &self.buffer[self.range()]
+    }
+
+    fn blank() -> Self {
+        let buffer = vec![0; IMAGE_BYTES + ALIGNMENT];
+        let start = buffer.as_ptr().align_offset(ALIGNMENT);
+        Self { buffer, start }
+    }
+
+    fn range(&self) -> Range<usize> {
+        self.start..self.start + IMAGE_BYTES
+    }
+
+    fn copy(&self, place: Place) -> HeaderCopy<'_> {
+        let bytes: &[u8; COPY_BYTES] = self.bytes()[place.range()].try_into().expect("a place is one copy long");
+        HeaderCopy::new(place, bytes)
+    }
+
+    fn candidate(&self, place: Place, uuid: &Uuid) -> Result<Candidate, Defect> {
+        let copy = self.copy(place);
+        if !copy.has_magic() {
+            return Err(Defect::Absent);
+        }
+        if copy.is_intact() && !copy.names(uuid) {
+            return Err(Defect::OtherVolume);
+        }
+        let document = copy.json().and_then(json::parse).map_err(Defect::Wrong)?;
+        let keyslots = json::keyslots(&document).map_err(Defect::Wrong)?;
+        Ok(Candidate { place, seqid: copy.seqid(), document, keyslots })
+    }
+
+    fn sealed_candidate(&self, place: Place, shape: &Shape, key: &SecretBytes) -> Result<(Candidate, Vec<u8>), Defect> {
+        let candidate = self.candidate(place, &shape.luks_uuid)?;
+        let text = self.text(shape, &candidate);
+        if seal::holds(&candidate.document, key, &text) {
+            Ok((candidate, text))
+        } else {
+            Err(Defect::Wrong("it has no valid seal".to_owned()))
+        }
+    }
+
+    fn newest(&self, uuid: &Uuid) -> Result<Candidate> {
+        let candidates = Place::ALL.into_iter().filter_map(|place| self.candidate(place, uuid).ok());
+        candidates.max_by_key(|candidate| candidate.seqid).ok_or_else(|| {
+            Error::new(
+                Reason::Internal,
+                "libcryptsetup wrote a LUKS2 header that profile xts-1 does not know; its version is not supported",
+            )
+        })
+    }
+
+    fn text(&self, shape: &Shape, candidate: &Candidate) -> Vec<u8> {
+        seal::text(shape, &candidate.document, &candidate.keyslots, |range| &self.bytes()[range.clone()])
+    }
+
+    /// Only what was checked goes in: the rest of the image stays out of libcryptsetup's sight.
+    fn freeze(&self, winner: &Candidate) -> Result<Frozen> {
+        let fail = |error: io::Error| Error::new(Reason::Internal, "no memory file for the header").caused_by(error);
+        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+        let file = File::from(memfd_create("coffer-header", flags).map_err(|errno| fail(errno.into()))?);
+        let fill = || -> io::Result<()> {
+            ftruncate(&file, DATA_OFFSET_BYTES)?;
+            for place in Place::ALL {
+                let bytes = self.copy(winner.place).moved_to(place);
+                file.write_all_at(&bytes[..], place.range().start as u64)?;
+            }
+            for (_, area) in &winner.keyslots {
+                file.write_all_at(&self.bytes()[area.clone()], area.start as u64)?;
+            }
+            fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE | SealFlags::SEAL)?;
+            Ok(())
+        };
+        fill().map_err(fail)?;
+        Ok(Frozen(file.into()))
+    }
+
+    fn refusal(&self, shape: &Shape, defects: [Defect; 2]) -> Error {
+        let id = &shape.id;
+        let advice = "nothing was changed; put the volume's own backing back, or delete the volume";
+        if matches!(defects, [Defect::Absent, Defect::Absent]) {
+            let found = self.describe();
+            return Error::new(Reason::HeaderMissing, format!("{id} has no LUKS2 header, but {found}: {advice}"));
+        }
+        let found =
+            std::iter::zip(Place::ALL, &defects).map(|(place, defect)| format!("the {} copy: {defect}", place.name()));
+        let found = found.collect::<Vec<_>>().join(", ");
+        if defects.iter().any(|defect| matches!(defect, Defect::Wrong(_))) {
+            return Error::new(
+                Reason::HeaderTampered,
+                format!("{id} has a header that was not sealed by this driver ({found}): {advice}"),
+            );
+        }
+        Error::new(Reason::WrongVolume, format!("the backing of {id} holds another volume ({found}): {advice}"))
+    }
+
+    fn describe(&self) -> &'static str {
+        /// Offset and value of the magic of an ext2, ext3 or ext4 superblock (`fs/ext4/ext4.h`).
+        const EXT4_MAGIC: (usize, [u8; 2]) = (1080, [0x53, 0xef]);
+        let bytes = self.bytes();
+        if bytes.iter().all(|byte| *byte == 0) {
+            "zeros"
+        } else if bytes[EXT4_MAGIC.0..][..2] == EXT4_MAGIC.1 {
+            "an ext4 filesystem"
+        } else if bytes.starts_with(b"XFSB") {
+            "an XFS filesystem"
+        } else {
+            "unknown bytes"
+        }
+    }
+}
+
+impl Clone for Image {
+    fn clone(&self) -> Self {
+        let mut image = Self::blank();
+        let range = image.range();
+        image.buffer[range].copy_from_slice(self.bytes());
+        image
+    }
+}
+
+impl fmt::Debug for Image {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Image({})", self.describe())
+    }
+}
+
+impl fmt::Display for Defect {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Absent => f.write_str("there is none"),
+            Self::OtherVolume => f.write_str("it has the UUID of another volume"),
+            Self::Wrong(text) => f.write_str(text),
+        }
+    }
+}
+
+impl Frozen {
+    /// The path under which this process can open the file while this value lives.
+    pub(super) fn path(&self) -> PathBuf {
+        PathBuf::from(format!("/proc/self/fd/{}", self.0.as_raw_fd()))
+    }
+}
+
+fn write_error(attached: &Attached, error: io::Error) -> Error {
+    let path = attached.path.display();
+    let (reason, text) = match Errno::from_io_error(&error) {
+        Some(Errno::NOSPC | Errno::DQUOT) => (
+            Reason::NoSpace,
+            format!("the pool has no room for the header of {path}; free some, the call will be repeated"),
+        ),
+        _ => (Reason::DeviceUnreadable, format!("{path} refuses to be written")),
+    };
+    Error::new(reason, text).caused_by(error)
 }

@@ -1,0 +1,248 @@
+//! The JSON half of a header copy: read strictly, then compared with the one document that profile `xts-1` allows.
+//!
+//! Refuses duplicate and unknown members, floats, text beyond ASCII, and every value that the profile does not have:
+//! a null cipher, a re-encryption, requirements, flags, foreign tokens, key areas elsewhere. Only salts, digests, the
+//! keyslot in use and our seals differ between two volumes. Member order means nothing.
+
+use std::fmt;
+use std::ops::Range;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
+use serde_json::{Map, Value, json};
+
+/// The keyslots that may be used, with their fixed areas: libcryptsetup gives an XTS key of 64 bytes, split into 4000
+/// stripes, 258,048 bytes, one after the other behind the two header copies. Two are enough for a rotation.
+const KEYSLOTS: [(&str, u32); 2] = [("0", 32_768), ("1", 290_816)];
+/// Size of one keyslot's area.
+const AREA_BYTES: u32 = 258_048;
+/// The tokens that may be there: one seal, or the old and the new secret's during a rotation.
+const TOKENS: [&str; 2] = ["0", "1"];
+/// How much of an unknown member's name an error repeats.
+const SHOWN_NAME_BYTES: usize = 40;
+
+/// What one place in the document must hold.
+enum Rule {
+    Exactly(Value),
+    /// Standard base64 of 32 bytes.
+    Base64,
+    /// A positive decimal number as text, as LUKS2 spells 64-bit numbers.
+    Decimal,
+    /// The names of these keyslots, in any order.
+    NamesOf(Vec<String>),
+    /// Exactly these members.
+    Members(Vec<(String, Rule)>),
+}
+
+/// Parses the text of one copy; the error says what is wrong with it.
+pub(super) fn parse(text: &[u8]) -> Result<Value, String> {
+    if !text.is_ascii() || text.trim_ascii() != text {
+        return Err("its JSON is not bare ASCII".to_owned());
+    }
+    serde_json::from_slice::<Strict>(text)
+        .map(|strict| strict.0)
+        .map_err(|error| format!("its JSON is refused: {error}"))
+}
+
+/// Compares a parsed document with the profile and returns the names and areas of its keyslots, in the order of the
+/// names; the error names the first place that differs.
+pub(super) fn keyslots(document: &Value) -> Result<Vec<(&'static str, Range<usize>)>, String> {
+    let used: Vec<_> = KEYSLOTS.into_iter().filter(|(id, _)| document["keyslots"].get(id).is_some()).collect();
+    if used.is_empty() {
+        return Err("its JSON has neither keyslot 0 nor keyslot 1".to_owned());
+    }
+    let tokens = TOKENS.into_iter().filter(|id| document["tokens"].get(id).is_some());
+    let ids = used.iter().map(|(id, _)| (*id).to_owned()).collect::<Vec<_>>();
+    let rule = Rule::members([
+        ("keyslots", Rule::Members(used.iter().map(|(id, offset)| ((*id).to_owned(), keyslot(*offset))).collect())),
+        ("tokens", Rule::Members(tokens.map(|id| (id.to_owned(), token())).collect())),
+        ("segments", Rule::exactly(segments())),
+        ("digests", Rule::members([("0", digest(ids))])),
+        ("config", Rule::exactly(json!({"json_size": "12288", "keyslots_size": "1048576"}))),
+    ]);
+    rule.check("", document)?;
+    let area = |offset: u32| offset as usize..(offset + AREA_BYTES) as usize;
+    Ok(used.into_iter().map(|(id, offset)| (id, area(offset))).collect())
+}
+
+fn keyslot(offset: u32) -> Rule {
+    Rule::members([
+        ("type", Rule::exactly(json!("luks2"))),
+        ("key_size", Rule::exactly(json!(64))),
+        ("af", Rule::exactly(json!({"type": "luks1", "stripes": 4000, "hash": "sha256"}))),
+        (
+            "area",
+            Rule::exactly(json!({
+                "type": "raw",
+                "offset": offset.to_string(),
+                "size": AREA_BYTES.to_string(),
+                "encryption": "aes-xts-plain64",
+                "key_size": 64,
+            })),
+        ),
+        ("kdf", pbkdf2([])),
+    ])
+}
+
+fn segments() -> Value {
+    json!({"0": {
+        "type": "crypt",
+        "offset": crate::volume::DATA_OFFSET_BYTES.to_string(),
+        "size": "dynamic",
+        "iv_tweak": "0",
+        "encryption": "aes-xts-plain64",
+        "sector_size": crate::volume::SECTOR_BYTES,
+    }})
+}
+
+fn digest(keyslots: Vec<String>) -> Rule {
+    pbkdf2([("keyslots", Rule::NamesOf(keyslots)), ("segments", Rule::exactly(json!(["0"]))), ("digest", Rule::Base64)])
+}
+
+/// PBKDF2 as libcryptsetup writes it, with 1000 iterations: the passphrase is a derived key, so that more would only
+/// cost time.
+fn pbkdf2<const N: usize>(more: [(&str, Rule); N]) -> Rule {
+    let Rule::Members(mut members) = Rule::members([
+        ("type", Rule::exactly(json!("pbkdf2"))),
+        ("hash", Rule::exactly(json!("sha256"))),
+        ("iterations", Rule::exactly(json!(1000))),
+        ("salt", Rule::Base64),
+    ]) else {
+        unreachable!("Rule::members makes Members")
+    };
+    members.extend(more.map(|(name, rule)| (name.to_owned(), rule)));
+    Rule::Members(members)
+}
+
+fn token() -> Rule {
+    Rule::members([
+        ("type", Rule::exactly(json!(super::seal::TOKEN_TYPE))),
+        ("keyslots", Rule::exactly(json!([]))),
+        ("v", Rule::exactly(json!(1))),
+        ("epoch", Rule::Decimal),
+        ("mac", Rule::Base64),
+    ])
+}
+
+impl Rule {
+    /// `value` and nothing else; of an object, each member by itself, so that an error names the one that differs.
+    fn exactly(value: Value) -> Self {
+        match value {
+            Value::Object(object) => {
+                Self::Members(object.into_iter().map(|(name, member)| (name, Self::exactly(member))).collect())
+            }
+            plain => Self::Exactly(plain),
+        }
+    }
+
+    fn members<const N: usize>(members: [(&str, Self); N]) -> Self {
+        Self::Members(members.map(|(name, rule)| (name.to_owned(), rule)).into())
+    }
+
+    fn check(&self, at: &str, found: &Value) -> Result<(), String> {
+        let holds = match self {
+            Self::Members(members) => return check_members(members, at, found),
+            Self::Exactly(value) => found == value,
+            Self::Base64 => found.as_str().is_some_and(|text| STANDARD.decode(text).is_ok_and(|b| b.len() == 32)),
+            Self::Decimal => found
+                .as_str()
+                .is_some_and(|text| text.parse::<u64>().is_ok_and(|number| number > 0 && number.to_string() == text)),
+            Self::NamesOf(ids) => found.as_array().is_some_and(|names| {
+                names.len() == ids.len() && ids.iter().all(|id| names.iter().any(|name| name == id))
+            }),
+        };
+        if holds { Ok(()) } else { Err(format!("{at} of its JSON is not what the profile demands")) }
+    }
+}
+
+fn check_members(members: &[(String, Rule)], at: &str, found: &Value) -> Result<(), String> {
+    let object = found.as_object().ok_or_else(|| format!("{at} of its JSON is not an object"))?;
+    for (name, rule) in members {
+        let value = object.get(name).ok_or_else(|| format!("{at}/{name} is missing in its JSON"))?;
+        rule.check(&format!("{at}/{name}"), value)?;
+    }
+    match object.keys().find(|key| members.iter().all(|(name, _)| name != *key)) {
+        Some(unknown) => {
+            let name: String = unknown.chars().take(SHOWN_NAME_BYTES).flat_map(char::escape_default).collect();
+            Err(format!("{at}/{name} is unknown in its JSON"))
+        }
+        None => Ok(()),
+    }
+}
+
+/// A JSON value without duplicate members, without numbers that are not unsigned integers, and with ASCII text only.
+struct Strict(Value);
+
+impl<'de> Deserialize<'de> for Strict {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(StrictVisitor)
+    }
+}
+
+struct StrictVisitor;
+
+impl<'de> Visitor<'de> for StrictVisitor {
+    type Value = Strict;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object, an array, ASCII text or an unsigned integer")
+    }
+
+    fn visit_u64<E>(self, number: u64) -> Result<Strict, E> {
+        Ok(Strict(Value::from(number)))
+    }
+
+    fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Strict, E> {
+        if text.is_ascii() { Ok(Strict(Value::from(text))) } else { Err(E::custom("text is not ASCII")) }
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut elements: A) -> Result<Strict, A::Error> {
+        let mut array = Vec::new();
+        while let Some(Strict(element)) = elements.next_element()? {
+            array.push(element);
+        }
+        Ok(Strict(Value::Array(array)))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<Strict, A::Error> {
+        let mut object = Map::new();
+        while let Some((name, Strict(value))) = members.next_entry::<String, Strict>()? {
+            if !name.is_ascii() {
+                return Err(A::Error::custom("a member's name is not ASCII"));
+            }
+            if object.insert(name, value).is_some() {
+                return Err(A::Error::custom("a member occurs twice"));
+            }
+        }
+        Ok(Strict(Value::Object(object)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_plain_json_is_read() {
+        assert_eq!(parse(br#"{"b":[1,"x"],"a":{}}"#).expect("plain"), json!({"a": {}, "b": [1, "x"]}));
+        let refused: [&[u8]; 12] = [
+            b"",
+            b"{",
+            br#"{"a":1,"a":1}"#,
+            br#"{"x":{"a":1,"b":2,"a":1}}"#,
+            br#"{"a":1.0}"#,
+            br#"{"a":1e3}"#,
+            br#"{"a":-1}"#,
+            br#"{"a":true}"#,
+            br#"{"a":null}"#,
+            br#"{"a":"\u00e9"}"#,
+            "{\"a\":\"é\"}".as_bytes(),
+            br#"{} {}"#,
+        ];
+        for text in refused {
+            assert!(parse(text).is_err(), "{}", text.escape_ascii());
+        }
+        assert!(parse("[".repeat(10_000).as_bytes()).is_err());
+    }
+}
