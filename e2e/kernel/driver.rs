@@ -1,0 +1,271 @@
+//! The driver under test: the real program, started as an operator would, spoken to over its socket.
+
+use std::collections::HashMap;
+use std::fs;
+use std::fs::File;
+use std::path::Path;
+use std::path::PathBuf;
+use std::process::Child;
+use std::process::Command;
+use std::sync::Arc;
+use std::time::Duration;
+use std::time::Instant;
+
+use coffer::grpc::proto::csi;
+use coffer::grpc::proto::csi::controller_client::ControllerClient;
+use coffer::grpc::proto::csi::node_client::NodeClient;
+use coffer::grpc::proto::csi::volume_capability::AccessType;
+use coffer::grpc::proto::csi::volume_capability::MountVolume;
+use tokio::runtime::Runtime;
+use tonic::Status;
+use tonic::transport::Channel;
+use tonic::transport::Endpoint;
+
+/// Where the kubelet's directories would be.
+pub(crate) const KUBELET: &str = "/var/lib/kubelet";
+/// The socket of the driver under test.
+pub(crate) const SOCKET: &str = "/var/lib/kubelet/plugins/csi.coffer.dev/csi.sock";
+/// Enough for a stage under TCG behind a slow KBS.
+const CALL_DEADLINE: Duration = Duration::from_secs(150);
+
+/// What every test says of its volumes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Ext4,
+    Xfs,
+    Block,
+}
+
+impl Kind {
+    pub(crate) fn capability(self) -> csi::VolumeCapability {
+        let mount = |fs_type: &str| {
+            AccessType::Mount(MountVolume { fs_type: fs_type.into(), ..MountVolume::default() })
+        };
+        csi::VolumeCapability {
+            access_type: Some(match self {
+                Self::Ext4 => mount("ext4"),
+                Self::Xfs => mount("xfs"),
+                Self::Block => AccessType::Block(csi::volume_capability::BlockVolume {}),
+            }),
+            access_mode: Some(csi::volume_capability::AccessMode {
+                mode: csi::volume_capability::access_mode::Mode::SingleNodeMultiWriter.into(),
+            }),
+        }
+    }
+}
+
+/// How a driver is started.
+#[derive(Clone, Debug)]
+pub(crate) struct Options {
+    /// The pool's directory.
+    pub(crate) pool: PathBuf,
+    /// Flags that name KBS and attester.
+    pub(crate) kbs: Vec<String>,
+    /// Where both outputs of the program go.
+    pub(crate) log: PathBuf,
+}
+
+/// A running driver and a connection to it.
+pub(crate) struct Driver {
+    child: Child,
+    runtime: Arc<Runtime>,
+    channel: Channel,
+}
+
+impl Driver {
+    /// Starts the driver and waits until it answers.
+    pub(crate) fn start(options: &Options) -> Self {
+        let runtime = Arc::new(
+            tokio::runtime::Builder::new_multi_thread()
+                .worker_threads(1)
+                .enable_all()
+                .build()
+                .expect("a runtime for the client"),
+        );
+        fs::create_dir_all(Path::new(SOCKET).parent().expect("a parent")).expect("the plugin's directory");
+        let child = spawn(options);
+        let channel = {
+            let _context = runtime.enter();
+            Endpoint::from_static("unix:///var/lib/kubelet/plugins/csi.coffer.dev/csi.sock")
+                .timeout(CALL_DEADLINE)
+                .connect_lazy()
+        };
+        let mut driver = Self { child, runtime, channel };
+        driver.wait_until_it_answers();
+        driver
+    }
+
+    fn wait_until_it_answers(&mut self) {
+        let start = Instant::now();
+        loop {
+            let mut client = csi::identity_client::IdentityClient::new(self.channel.clone());
+            let answer = self.runtime.block_on(client.probe(csi::ProbeRequest {}));
+            match answer {
+                Ok(_) => return,
+                Err(status) => {
+                    let ended = self.child.try_wait().expect("the driver is our child");
+                    assert!(ended.is_none(), "the driver ended with {ended:?}");
+                    assert!(start.elapsed() < Duration::from_secs(60), "the driver does not answer: {status}");
+                }
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// The driver's process id.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Ends the driver as a crash would.
+    pub(crate) fn kill(mut self) {
+        self.child.kill().expect("the driver is our child");
+        self.child.wait().expect("the driver is our child");
+    }
+
+    /// Whether the driver has ended.
+    pub(crate) fn is_dead(&mut self) -> bool {
+        self.child.try_wait().expect("the driver is our child").is_some()
+    }
+
+    /// Ends the driver as the kubelet would, and expects success.
+    pub(crate) fn terminate(mut self) {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("the driver is our child");
+        let status = self.child.wait().expect("the driver is our child");
+        assert!(status.success(), "on SIGTERM the driver ended with {status}");
+    }
+
+    /// `CreateVolume`.
+    pub(crate) fn create(&self, name: &str, bytes: i64, kind: Kind) -> Result<csi::Volume, Status> {
+        let request = csi::CreateVolumeRequest {
+            name: name.into(),
+            capacity_range: Some(csi::CapacityRange { required_bytes: bytes, limit_bytes: 0 }),
+            volume_capabilities: vec![kind.capability()],
+            parameters: HashMap::from([("keyUri".into(), crate::broker::KEY_URI.into())]),
+            ..csi::CreateVolumeRequest::default()
+        };
+        let answer = self.runtime.block_on(self.controller().create_volume(request))?;
+        Ok(answer.into_inner().volume.expect("CreateVolume answers with a volume"))
+    }
+
+    /// `DeleteVolume`.
+    pub(crate) fn delete(&self, id: &str) -> Result<(), Status> {
+        let request = csi::DeleteVolumeRequest { volume_id: id.into(), ..csi::DeleteVolumeRequest::default() };
+        self.runtime.block_on(self.controller().delete_volume(request)).map(drop)
+    }
+
+    /// `GetCapacity`.
+    pub(crate) fn capacity(&self) -> Result<csi::GetCapacityResponse, Status> {
+        let request = csi::GetCapacityRequest::default();
+        Ok(self.runtime.block_on(self.controller().get_capacity(request))?.into_inner())
+    }
+
+    /// `NodeStageVolume`; the staging directory is made first, as the kubelet does.
+    pub(crate) fn stage(&self, id: &str, kind: Kind) -> Result<(), Status> {
+        self.stage_within(id, kind, CALL_DEADLINE)
+    }
+
+    /// `NodeStageVolume` of a caller that gives up after `patience`.
+    pub(crate) fn stage_within(&self, id: &str, kind: Kind, patience: Duration) -> Result<(), Status> {
+        let path = staging_path(id);
+        fs::create_dir_all(&path).expect("the staging directory");
+        let mut request = tonic::Request::new(csi::NodeStageVolumeRequest {
+            volume_id: id.into(),
+            staging_target_path: path.to_string_lossy().into_owned(),
+            volume_capability: Some(kind.capability()),
+            ..csi::NodeStageVolumeRequest::default()
+        });
+        request.set_timeout(patience);
+        let mut node = self.node();
+        self.runtime.block_on(async move {
+            match tokio::time::timeout(patience, node.node_stage_volume(request)).await {
+                Ok(answer) => answer.map(drop),
+                Err(_) => Err(Status::deadline_exceeded("the caller gave up")),
+            }
+        })
+    }
+
+    /// `NodeUnstageVolume`; the staging directory is removed afterwards, as the kubelet does.
+    pub(crate) fn unstage(&self, id: &str) -> Result<(), Status> {
+        let path = staging_path(id);
+        let request = csi::NodeUnstageVolumeRequest {
+            volume_id: id.into(),
+            staging_target_path: path.to_string_lossy().into_owned(),
+        };
+        self.runtime.block_on(self.node().node_unstage_volume(request))?;
+        if path.exists() {
+            fs::remove_dir(&path).expect("after the unstage the staging directory is empty");
+        }
+        Ok(())
+    }
+
+    /// `NodePublishVolume` for the pod `pod`.
+    pub(crate) fn publish(&self, id: &str, kind: Kind, pod: &str, access: Access) -> Result<PathBuf, Status> {
+        let target = target_path(id, pod);
+        fs::create_dir_all(target.parent().expect("a parent")).expect("the pod's directory");
+        let request = csi::NodePublishVolumeRequest {
+            volume_id: id.into(),
+            staging_target_path: staging_path(id).to_string_lossy().into_owned(),
+            target_path: target.to_string_lossy().into_owned(),
+            volume_capability: Some(kind.capability()),
+            readonly: access == Access::ReadOnly,
+            ..csi::NodePublishVolumeRequest::default()
+        };
+        self.runtime.block_on(self.node().node_publish_volume(request))?;
+        Ok(target)
+    }
+
+    /// `NodeUnpublishVolume` for the pod `pod`; the pod's directory goes too.
+    pub(crate) fn unpublish(&self, id: &str, pod: &str) -> Result<(), Status> {
+        let target = target_path(id, pod);
+        let request = csi::NodeUnpublishVolumeRequest {
+            volume_id: id.into(),
+            target_path: target.to_string_lossy().into_owned(),
+        };
+        self.runtime.block_on(self.node().node_unpublish_volume(request))?;
+        assert!(!target.exists(), "the target {} is still there", target.display());
+        fs::remove_dir_all(Path::new(KUBELET).join("pods").join(pod)).expect("the pod's directory");
+        Ok(())
+    }
+
+    fn controller(&self) -> ControllerClient<Channel> {
+        ControllerClient::new(self.channel.clone())
+    }
+
+    fn node(&self) -> NodeClient<Channel> {
+        NodeClient::new(self.channel.clone())
+    }
+}
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        // It has ended already unless the test failed.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Whether a publish may write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Access {
+    ReadWrite,
+    ReadOnly,
+}
+
+/// Where the kubelet would stage the volume.
+pub(crate) fn staging_path(id: &str) -> PathBuf {
+    Path::new(KUBELET).join("plugins/kubernetes.io/csi/csi.coffer.dev").join(id).join("globalmount")
+}
+
+fn target_path(id: &str, pod: &str) -> PathBuf {
+    Path::new(KUBELET).join("pods").join(pod).join("volumes/kubernetes.io~csi").join(id).join("mount")
+}
+
+fn spawn(options: &Options) -> Child {
+    let log = File::options().create(true).append(true).open(&options.log).expect("the driver's log");
+    let mut command = Command::new("coffer");
+    command.args(["all", "--endpoint", &format!("unix://{SOCKET}"), "--node-name", "node1"]);
+    command.arg("--pool").arg(&options.pool).args(&options.kbs).args(["--kubelet-dir", KUBELET]);
+    command.stdout(log.try_clone().expect("a second handle")).stderr(log).spawn().expect("coffer starts")
+}

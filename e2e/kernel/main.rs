@@ -1,0 +1,20 @@
+//! Kernel tests: the real program on a real kernel, a real disk and a real TPM, seen from outside.
+//!
+//! They run as root inside a node of the rig (`make kernel`), one after the other: they own the second disk, the
+//! kubelet's directories and every loop and dm device of that machine. Nowhere else do they run at all.
+
+mod broker;
+mod crowds;
+mod driver;
+mod kills;
+mod leaks;
+mod leaks_are_caught;
+mod leftovers;
+mod publishing;
+mod refusals;
+mod scene;
+mod secrecy;
+mod space;
+mod staging;
+mod tampering;
+mod volume;

@@ -1,0 +1,136 @@
+//! One test's world: an empty pool on a file system of its own, a KBS that trusts this node, and a running driver.
+//! At its end nothing may be left that was not there before.
+
+use std::fs;
+use std::panic::Location;
+use std::path::Path;
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Duration;
+use std::time::Instant;
+
+use crate::broker::Broker;
+use crate::driver::Driver;
+use crate::driver::Options;
+use crate::leaks::Listing;
+
+/// The disk that belongs to the tests.
+const DISK: &str = "/dev/vdb";
+const MOUNT: &str = "/mnt/pool";
+/// Descriptors of finished connections are closed in the background.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// See the module.
+pub(crate) struct Scene {
+    /// The KBS.
+    pub(crate) broker: &'static Broker,
+    /// The driver; gone while a test restarts it.
+    driver: Option<Driver>,
+    options: Options,
+    before: Listing,
+}
+
+impl Scene {
+    /// A pool with plenty of room.
+    #[track_caller]
+    pub(crate) fn new() -> Self {
+        Self::with_pool_of("3G")
+    }
+
+    /// A pool on a file system of this size, as `mkfs.ext4` understands it.
+    #[track_caller]
+    pub(crate) fn with_pool_of(size: &str) -> Self {
+        let broker = Broker::get();
+        broker.reset();
+        fs::create_dir_all(MOUNT).expect("a mount point");
+        // What a failed test left here must not fail the next one.
+        clear();
+        shell(&format!("mkfs.ext4 -q -F -E nodiscard {DISK} {size} && mount {DISK} {MOUNT}"));
+        let pool = Path::new(MOUNT).join("coffer");
+        fs::create_dir(&pool).expect("the pool's directory");
+        shell(&format!("coffer pool init {}", pool.display()));
+        let options = Options { pool, kbs: broker.flags(), log: log(Location::caller()) };
+        let driver = Driver::start(&options);
+        let before = Listing::take(&options.pool, Some(driver.pid()));
+        Self { broker, driver: Some(driver), options, before }
+    }
+
+    /// The running driver.
+    pub(crate) fn driver(&self) -> &Driver {
+        self.driver.as_ref().expect("the test has started the driver")
+    }
+
+    /// The pool's directory.
+    pub(crate) fn pool(&self) -> &Path {
+        &self.options.pool
+    }
+
+    /// What the driver wrote so far.
+    pub(crate) fn log(&self) -> &Path {
+        &self.options.log
+    }
+
+    /// Changes how the driver is started from now on.
+    pub(crate) fn options(&mut self) -> &mut Options {
+        &mut self.options
+    }
+
+    /// Kills the driver, as a crash would, and starts it again.
+    pub(crate) fn restart_driver(&mut self) {
+        if let Some(driver) = self.driver.take() {
+            driver.kill();
+        }
+        self.driver = Some(Driver::start(&self.options));
+    }
+
+    /// Whether something has killed the driver.
+    pub(crate) fn driver_is_dead(&mut self) -> bool {
+        self.driver.as_mut().is_none_or(Driver::is_dead)
+    }
+
+    /// What is there now and was not there when the scene began, and the reverse.
+    pub(crate) fn changes(&self) -> Vec<String> {
+        Listing::take(&self.options.pool, self.driver.as_ref().map(Driver::pid)).changes(&self.before)
+    }
+
+    /// Ends the test: everything must be as it was.
+    pub(crate) fn end(mut self) {
+        let start = Instant::now();
+        let mut changes = self.changes();
+        while !changes.is_empty() && start.elapsed() < PATIENCE {
+            std::thread::sleep(Duration::from_millis(100));
+            changes = self.changes();
+        }
+        assert!(changes.is_empty(), "left behind:\n{}", changes.join("\n"));
+        self.driver.take().expect("the driver runs").terminate();
+        shell(&format!("umount {MOUNT}"));
+    }
+}
+
+/// Removes whatever an earlier test left, in the order in which it was stacked.
+fn clear() {
+    let script = format!(
+        "grep -E 'kubelet/(pods|plugins)|coffer-' /proc/1/mountinfo | cut -d' ' -f5 | sort -r | xargs -r umount -q
+         dmsetup ls | grep -o '^coffer-[^[:space:]]*' | xargs -r -n1 dmsetup remove
+         losetup -D
+         rm -rf /var/lib/kubelet/pods /var/lib/kubelet/plugins
+         mountpoint -q {MOUNT} && umount {MOUNT}
+         mkdir -p /var/lib/kubelet/pods /var/lib/kubelet/plugins_registry /var/lib/kubelet/plugins/kubernetes.io/csi/csi.coffer.dev"
+    );
+    Command::new("bash").args(["-c", &script]).status().expect("bash starts");
+}
+
+/// A log of its own for each test, on the host's side of the shared directory.
+fn log(location: &Location<'_>) -> PathBuf {
+    let file = Path::new(location.file()).file_stem().expect("a source file").to_string_lossy();
+    PathBuf::from(format!("/log/coffer-{file}-{}.log", location.line()))
+}
+
+/// Runs `script` in bash, which must succeed, and returns what it printed.
+#[track_caller]
+pub(crate) fn shell(script: &str) -> String {
+    let output = Command::new("bash").args(["-o", "pipefail", "-ec", script]).output().expect("bash starts");
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{script}\nended with {}: {errors}", output.status);
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}

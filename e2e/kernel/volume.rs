@@ -1,0 +1,153 @@
+//! A volume as the tests see it from outside: its files in the pool, its devices in the kernel, its bytes.
+
+use std::fs;
+use std::path::Path;
+use std::path::PathBuf;
+
+use sha2::Digest;
+use sha2::Sha256;
+
+use crate::driver::Kind;
+use crate::driver::staging_path;
+use crate::scene::Scene;
+use crate::scene::shell;
+
+/// Payload of most volumes here.
+pub(crate) const SMALL_BYTES: i64 = 32 << 20;
+/// The smallest XFS.
+pub(crate) const XFS_BYTES: i64 = 300 << 20;
+
+/// A volume that was created in a scene.
+#[derive(Clone, Debug)]
+pub(crate) struct Volume {
+    /// Its id.
+    pub(crate) id: String,
+    /// What it was asked for as.
+    pub(crate) kind: Kind,
+    directory: PathBuf,
+}
+
+impl Volume {
+    /// Creates the volume `name` at the smallest comfortable size.
+    #[track_caller]
+    pub(crate) fn create(scene: &Scene, name: &str, kind: Kind) -> Self {
+        let bytes = if kind == Kind::Xfs { XFS_BYTES } else { SMALL_BYTES };
+        let answer = scene.driver().create(name, bytes, kind).expect("created");
+        assert_eq!(answer.capacity_bytes, bytes);
+        let directory = scene.pool().join(&answer.volume_id);
+        Self { id: answer.volume_id, kind, directory }
+    }
+
+    /// Creates the volume and stages it for the first time.
+    #[track_caller]
+    pub(crate) fn create_staged(scene: &Scene, name: &str, kind: Kind) -> Self {
+        let volume = Self::create(scene, name, kind);
+        volume.stage(scene);
+        volume
+    }
+
+    #[track_caller]
+    pub(crate) fn stage(&self, scene: &Scene) {
+        scene.driver().stage(&self.id, self.kind).expect("staged");
+    }
+
+    #[track_caller]
+    pub(crate) fn unstage(&self, scene: &Scene) {
+        scene.driver().unstage(&self.id).expect("unstaged");
+    }
+
+    #[track_caller]
+    pub(crate) fn delete(&self, scene: &Scene) {
+        scene.driver().delete(&self.id).expect("deleted");
+    }
+
+    /// Stages and expects a refusal whose message begins with `reason`, and that nothing was attached or changed.
+    #[track_caller]
+    pub(crate) fn stage_is_refused(&self, scene: &Scene, reason: &str) -> tonic::Status {
+        let before = self.fingerprint();
+        let status = scene.driver().stage(&self.id, self.kind).expect_err("refused");
+        assert!(status.message().starts_with(&format!("{reason}: ")), "{reason} expected: {status:?}");
+        assert!(status.details().is_empty(), "{status:?}");
+        assert_eq!(before, self.fingerprint(), "the refusal changed the volume");
+        assert_eq!(self.in_kernel(), "", "the refusal left something attached");
+        let staging = staging_path(&self.id);
+        fs::remove_dir(&staging).expect("the refusal left the staging directory empty");
+        status
+    }
+
+    /// The image file.
+    pub(crate) fn backing(&self) -> PathBuf {
+        self.directory.join("backing")
+    }
+
+    /// The record.
+    pub(crate) fn record(&self) -> PathBuf {
+        self.directory.join("volume.json")
+    }
+
+    /// The opened device.
+    pub(crate) fn mapper(&self) -> PathBuf {
+        Path::new("/dev/mapper").join(self.mapper_name())
+    }
+
+    /// The device-mapper name.
+    pub(crate) fn mapper_name(&self) -> String {
+        format!("coffer-{}", self.id)
+    }
+
+    /// A file in the staged file system.
+    pub(crate) fn file(&self, name: &str) -> PathBuf {
+        staging_path(&self.id).join(name)
+    }
+
+    /// The `state` in the record.
+    pub(crate) fn state(&self) -> String {
+        let record = fs::read(self.record()).expect("the record is there");
+        let record: serde_json::Value = serde_json::from_slice(&record).expect("the record is JSON");
+        record["state"].as_str().expect("a record has a state").to_owned()
+    }
+
+    /// Loops on the image, the mapper, and mounts that name the volume; empty if the kernel holds nothing.
+    pub(crate) fn in_kernel(&self) -> String {
+        shell(&format!(
+            "grep -l '/{id}/backing' /sys/block/loop*/loop/backing_file || true
+             dmsetup ls | grep '{id}' || true
+             grep '{id}' /proc/1/mountinfo || true",
+            id = self.id
+        ))
+    }
+
+    /// SHA-256 of record and image.
+    pub(crate) fn fingerprint(&self) -> (String, String) {
+        let digest = |path: PathBuf| fs::read(path).map_or_else(|_| "absent".into(), |data| hex(&Sha256::digest(data)));
+        (digest(self.record()), digest(self.backing()))
+    }
+}
+
+/// Lower-case hexadecimal text.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    hex::encode(bytes)
+}
+
+/// 64 random bytes.
+pub(crate) fn needle() -> Vec<u8> {
+    let mut needle = vec![0; 64];
+    std::io::Read::read_exact(&mut fs::File::open("/dev/urandom").expect("random bytes"), &mut needle)
+        .expect("random bytes");
+    needle
+}
+
+/// How often `needle` occurs in a file or device.
+pub(crate) fn occurrences(path: &Path, needle: &[u8]) -> usize {
+    // The page cache of a block device may hold what the disk does not.
+    shell("sync; echo 3 >/proc/sys/vm/drop_caches");
+    let data = fs::read(path).expect("readable");
+    memmem(&data, needle)
+}
+
+/// How often `needle` occurs in `data`.
+pub(crate) fn memmem(data: &[u8], needle: &[u8]) -> usize {
+    let first = needle[0];
+    let starts = data.iter().enumerate().filter(|(_, byte)| **byte == first);
+    starts.filter(|(at, _)| data[*at..].starts_with(needle)).count()
+}
