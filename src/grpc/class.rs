@@ -1,0 +1,115 @@
+//! The parameters of a StorageClass: names of things, never keys. Unknown ones are refused with the accepted ones named,
+//! because a typo must not silently make a volume with other properties.
+//!
+//! Keys with the provisioner's prefix are never unknown: it passes them raw to `GetCapacity`, and an error there stops
+//! all scheduling.
+
+use std::collections::HashMap;
+
+use super::field;
+use crate::volume::Claim;
+use crate::volume::Error;
+use crate::volume::KeyUri;
+use crate::volume::KeyUriTemplate;
+use crate::volume::Profile;
+use crate::volume::Result;
+use crate::volume::VolumeId;
+
+const KEY_URI: &str = "keyUri";
+const PROFILE: &str = "profile";
+/// The provisioner's own keys.
+const PROVISIONER: &str = "csi.storage.k8s.io/";
+
+/// The parameters of one StorageClass, checked.
+#[derive(Debug)]
+pub(super) struct Class<'a> {
+    key_uri: Option<KeyUriTemplate<'a>>,
+    /// Cryptographic parameters.
+    pub(super) profile: Profile,
+    /// The claim that the provisioner works for, if it says so.
+    pub(super) claim: Option<Claim>,
+}
+
+impl<'a> Class<'a> {
+    /// Checks `parameters`. A class without a key URI passes: capacity does not depend on it.
+    pub(super) fn parse(parameters: &'a HashMap<String, String>) -> Result<Self> {
+        field::map("parameters", parameters)?;
+        let mut class = Self { key_uri: None, profile: Profile::Xts1, claim: None };
+        for (key, value) in parameters {
+            match key.as_str() {
+                KEY_URI => class.key_uri = Some(KeyUriTemplate(value)),
+                PROFILE => class.profile = profile(value)?,
+                other if other.starts_with(PROVISIONER) => {}
+                other => {
+                    let text = format!("is not a parameter of this driver; {KEY_URI} (required) and {PROFILE} are");
+                    return Err(Error::invalid(&format!("parameters[{other:?}]"), text));
+                }
+            }
+        }
+        let claim = |name: &str| parameters.get(&format!("{PROVISIONER}pvc/{name}")).cloned();
+        if let (Some(namespace), Some(name)) = (claim("namespace"), claim("name")) {
+            class.claim = Some(Claim { namespace, name });
+        }
+        Ok(class)
+    }
+
+    /// Where the secret of the volume `id` is, for `claim` if the class asks for it.
+    pub(super) fn key_uri(&self, id: &VolumeId, claim: Option<&Claim>) -> Result<KeyUri> {
+        let field = format!("parameters[{KEY_URI:?}]");
+        let template = self.key_uri.as_ref().ok_or_else(|| {
+            Error::invalid(&field, "is required: the resource at the KBS, as kbs:///<repository>/<type>/<tag>")
+        })?;
+        template.expand(&field, id, claim)
+    }
+}
+
+fn profile(text: &str) -> Result<Profile> {
+    Profile::ALL.into_iter().find(|profile| profile.as_str() == text).ok_or_else(|| {
+        let known: Vec<_> = Profile::ALL.iter().map(|profile| profile.as_str()).collect();
+        Error::invalid(
+            &format!("parameters[{PROFILE:?}]"),
+            format!("{text:?} is not known; accepted: {}", known.join(", ")),
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parameters(pairs: &[(&str, &str)]) -> HashMap<String, String> {
+        pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
+    }
+
+    #[test]
+    fn the_claim_comes_from_the_provisioner_and_fills_the_template() {
+        let parameters = parameters(&[
+            ("keyUri", "kbs:///keys/${pvc.namespace}/${pvc.name}"),
+            ("profile", "xts-1"),
+            ("csi.storage.k8s.io/pvc/namespace", "shop"),
+            ("csi.storage.k8s.io/pvc/name", "orders"),
+            ("csi.storage.k8s.io/fstype", "xfs"),
+            ("csi.storage.k8s.io/made-up-tomorrow", "x"),
+        ]);
+        let class = Class::parse(&parameters).expect("all known");
+        let uri = class.key_uri(&VolumeId::for_name("x"), class.claim.as_ref()).expect("filled");
+        assert_eq!(uri.to_string(), "kbs:///keys/shop/orders");
+    }
+
+    #[test]
+    fn an_unknown_parameter_is_refused_with_the_accepted_ones_named() {
+        let error = Class::parse(&parameters(&[("keyuri", "kbs:///a/b/c")])).err().expect("refused").to_string();
+        for word in ["keyuri", "keyUri", "profile"] {
+            assert!(error.contains(word), "{error}");
+        }
+        let error = Class::parse(&parameters(&[("profile", "xts-9")])).err().expect("refused").to_string();
+        assert!(error.contains("xts-1"), "{error}");
+    }
+
+    #[test]
+    fn a_volume_needs_a_key_and_capacity_does_not() {
+        let empty = HashMap::new();
+        let class = Class::parse(&empty).expect("nothing unknown");
+        assert!(class.key_uri(&VolumeId::for_name("x"), None).is_err());
+    }
+}

@@ -1,0 +1,274 @@
+//! The Controller service: from the request to one call of the lifecycle and back. It sees names and sizes, no keys.
+
+use std::time::Instant;
+
+use tonic::Request;
+use tonic::Response;
+use tonic::Status;
+use tonic::async_trait;
+
+use super::Door;
+use super::access::Access;
+use super::access::content_of;
+use super::call::answer;
+use super::call::concerns;
+use super::call::deadline;
+use super::class::Class;
+use super::field;
+use super::health;
+use super::page::Page;
+use super::proto::csi;
+use super::proto::csi::controller_service_capability::Rpc;
+use super::proto::csi::controller_service_capability::Type;
+use super::proto::csi::controller_service_capability::rpc::Type as RpcType;
+use super::size::Size;
+use crate::record::Record;
+use crate::volume::Content;
+use crate::volume::Error;
+use crate::volume::FsType;
+use crate::volume::Reason;
+use crate::volume::Result;
+use crate::volume::VolumeId;
+use crate::volume::VolumeSpec;
+
+/// What the Controller service offers; everything else answers UNIMPLEMENTED.
+const CAPABILITIES: [RpcType; 7] = [
+    RpcType::CreateDeleteVolume,
+    RpcType::ListVolumes,
+    RpcType::GetCapacity,
+    RpcType::GetVolume,
+    RpcType::SingleNodeMultiWriter,
+    RpcType::GetVolumeHealth,
+    RpcType::ListVolumeHealth,
+];
+
+#[async_trait]
+impl csi::controller_server::Controller for Door {
+    async fn create_volume(
+        &self,
+        request: Request<csi::CreateVolumeRequest>,
+    ) -> Result<Response<csi::CreateVolumeResponse>, Status> {
+        let request = request.get_ref();
+        answer(request, async {
+            let volume = Some(self.volume(self.create(request).await?));
+            Ok(csi::CreateVolumeResponse { volume })
+        })
+        .await
+    }
+
+    async fn delete_volume(
+        &self,
+        request: Request<csi::DeleteVolumeRequest>,
+    ) -> Result<Response<csi::DeleteVolumeResponse>, Status> {
+        let until = deadline(request.metadata());
+        let request = request.get_ref();
+        answer(request, async {
+            self.delete(request, until).await?;
+            Ok(csi::DeleteVolumeResponse {})
+        })
+        .await
+    }
+
+    async fn validate_volume_capabilities(
+        &self,
+        request: Request<csi::ValidateVolumeCapabilitiesRequest>,
+    ) -> Result<Response<csi::ValidateVolumeCapabilitiesResponse>, Status> {
+        let request = request.get_ref();
+        answer(request, self.validate(request)).await
+    }
+
+    async fn list_volumes(
+        &self,
+        request: Request<csi::ListVolumesRequest>,
+    ) -> Result<Response<csi::ListVolumesResponse>, Status> {
+        let request = request.get_ref();
+        answer(request, async {
+            let page = Page::parse(request.max_entries, &request.starting_token)?;
+            let (records, next_token) = page.of(self.lifecycle.list().await?, |record| &record.id);
+            let entry = |record| csi::list_volumes_response::Entry { volume: Some(self.volume(record)), status: None };
+            Ok(csi::ListVolumesResponse { entries: records.into_iter().map(entry).collect(), next_token })
+        })
+        .await
+    }
+
+    async fn controller_get_volume(
+        &self,
+        request: Request<csi::ControllerGetVolumeRequest>,
+    ) -> Result<Response<csi::ControllerGetVolumeResponse>, Status> {
+        let request = request.get_ref();
+        answer(request, async {
+            field::required("volume_id", &request.volume_id)?;
+            let volume = Some(self.volume(self.record(&request.volume_id).await?));
+            // Mandatory, and empty without the capability LIST_VOLUMES_PUBLISHED_NODES.
+            let status = Some(csi::controller_get_volume_response::VolumeStatus::default());
+            Ok(csi::ControllerGetVolumeResponse { volume, status })
+        })
+        .await
+    }
+
+    async fn controller_get_volume_health(
+        &self,
+        request: Request<csi::ControllerGetVolumeHealthRequest>,
+    ) -> Result<Response<csi::ControllerGetVolumeHealthResponse>, Status> {
+        let request = request.get_ref();
+        answer(request, async {
+            let health = self.volume_health(&request.volume_id).await?;
+            Ok(csi::ControllerGetVolumeHealthResponse { volume_health: Some(health) })
+        })
+        .await
+    }
+
+    async fn controller_list_volume_health(
+        &self,
+        request: Request<csi::ControllerListVolumeHealthRequest>,
+    ) -> Result<Response<csi::ControllerListVolumeHealthResponse>, Status> {
+        let request = request.get_ref();
+        answer(request, async {
+            let page = Page::parse(request.max_entries, &request.starting_token)?;
+            let (entries, next_token) = page.of(self.troubled().await?, |(id, _)| id);
+            let entries = entries.into_iter().map(|(id, entries)| health::of_volume(id.as_str(), &entries)).collect();
+            Ok(csi::ControllerListVolumeHealthResponse { entries, next_token })
+        })
+        .await
+    }
+
+    async fn get_capacity(
+        &self,
+        request: Request<csi::GetCapacityRequest>,
+    ) -> Result<Response<csi::GetCapacityResponse>, Status> {
+        let request = request.get_ref();
+        answer(request, self.capacity(request)).await
+    }
+
+    async fn controller_get_capabilities(
+        &self,
+        request: Request<csi::ControllerGetCapabilitiesRequest>,
+    ) -> Result<Response<csi::ControllerGetCapabilitiesResponse>, Status> {
+        let capability =
+            |rpc: RpcType| csi::ControllerServiceCapability { r#type: Some(Type::Rpc(Rpc { r#type: rpc.into() })) };
+        answer(request.get_ref(), async {
+            Ok(csi::ControllerGetCapabilitiesResponse { capabilities: CAPABILITIES.map(capability).into() })
+        })
+        .await
+    }
+}
+
+impl Door {
+    async fn create(&self, request: &csi::CreateVolumeRequest) -> Result<Record> {
+        let name = field::name("name", &request.name)?;
+        let id = VolumeId::for_name(name);
+        concerns(&id);
+        if request.volume_content_source.is_some() {
+            return Err(Error::invalid("volume_content_source", "is not offered: volumes begin empty"));
+        }
+        if !request.mutable_parameters.is_empty() {
+            return Err(Error::invalid(
+                "mutable_parameters",
+                "are not offered; use a StorageClass without a VolumeAttributesClass",
+            ));
+        }
+        let content = content_of(&request.volume_capabilities)?;
+        let size = Size::parse(request.capacity_range.as_ref())?;
+        let class = Class::parse(&request.parameters)?;
+        let key_uri = class.key_uri(&id, class.claim.as_ref())?;
+        let existing = match self.lifecycle.get(id).await {
+            Ok(record) => Some(record.payload_bytes),
+            Err(error) if error.reason() == Reason::VolumeNotFound => None,
+            Err(error) => return Err(error),
+        };
+        let payload_bytes = match existing.filter(|bytes| size.admits(*bytes)) {
+            Some(bytes) => bytes,
+            None => size.choose(content)?,
+        };
+        self.place.admit(request.accessibility_requirements.as_ref())?;
+        let (profile, claim) = (class.profile, class.claim);
+        self.lifecycle.create(VolumeSpec { name: name.into(), payload_bytes, content, profile, key_uri, claim }).await
+    }
+
+    async fn delete(&self, request: &csi::DeleteVolumeRequest, until: Instant) -> Result<()> {
+        field::required("volume_id", &request.volume_id)?;
+        match self.find(&request.volume_id).await {
+            Ok(id) => self.lifecycle.delete(id, until).await,
+            Err(error) if error.reason() == Reason::VolumeNotFound => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn validate(
+        &self,
+        request: &csi::ValidateVolumeCapabilitiesRequest,
+    ) -> Result<csi::ValidateVolumeCapabilitiesResponse> {
+        field::required("volume_id", &request.volume_id)?;
+        if request.volume_capabilities.is_empty() {
+            return Err(Error::invalid("volume_capabilities", "at least one is required"));
+        }
+        let record = self.record(&request.volume_id).await?;
+        match fits(&record, request) {
+            Ok(()) => {
+                let confirmed = csi::validate_volume_capabilities_response::Confirmed {
+                    volume_context: request.volume_context.clone(),
+                    volume_capabilities: request.volume_capabilities.clone(),
+                    parameters: request.parameters.clone(),
+                    mutable_parameters: request.mutable_parameters.clone(),
+                };
+                Ok(csi::ValidateVolumeCapabilitiesResponse { confirmed: Some(confirmed), message: String::new() })
+            }
+            Err(refusal) => {
+                Ok(csi::ValidateVolumeCapabilitiesResponse { confirmed: None, message: refusal.to_string() })
+            }
+        }
+    }
+
+    async fn capacity(&self, request: &csi::GetCapacityRequest) -> Result<csi::GetCapacityResponse> {
+        Class::parse(&request.parameters)?;
+        let content = match &request.volume_capabilities[..] {
+            [] => Content::Filesystem(FsType::Ext4),
+            capabilities => content_of(capabilities)?,
+        };
+        if request.accessible_topology.as_ref().is_some_and(|topology| !self.place.is_in(topology)) {
+            return Ok(csi::GetCapacityResponse::default());
+        }
+        let capacity = self.lifecycle.capacity().await?;
+        Ok(csi::GetCapacityResponse {
+            available_capacity: signed(capacity.available_bytes),
+            maximum_volume_size: Some(signed(capacity.maximum_volume_bytes)),
+            minimum_volume_size: Some(signed(content.minimum_bytes())),
+        })
+    }
+
+    fn volume(&self, record: Record) -> csi::Volume {
+        csi::Volume {
+            capacity_bytes: signed(record.payload_bytes),
+            volume_id: record.id.into(),
+            accessible_topology: vec![self.place.to_topology()],
+            ..Default::default()
+        }
+    }
+}
+
+/// Whether the volume is what a request describes; the refusal says in what it differs.
+fn fits(record: &Record, request: &csi::ValidateVolumeCapabilitiesRequest) -> Result<()> {
+    for capability in &request.volume_capabilities {
+        let access = Access::parse("volume_capabilities", Some(capability))?;
+        access.of_volume(record.content)?;
+        access.mount_options()?;
+    }
+    if !request.mutable_parameters.is_empty() {
+        return Err(Error::invalid("mutable_parameters", "are not offered"));
+    }
+    if request.parameters.is_empty() {
+        return Ok(());
+    }
+    let class = Class::parse(&request.parameters)?;
+    let key_uri = class.key_uri(&record.id, record.claim.as_ref())?;
+    if key_uri != record.key_uri || class.profile != record.profile {
+        let made = format!("the volume was made with {} and profile {}", record.key_uri, record.profile.as_str());
+        return Err(Error::invalid("parameters", made));
+    }
+    Ok(())
+}
+
+/// A size as the CSI spells it. No size of ours needs the sign bit.
+fn signed(bytes: u64) -> i64 {
+    i64::try_from(bytes).unwrap_or(i64::MAX)
+}

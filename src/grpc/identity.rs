@@ -1,0 +1,47 @@
+//! The Identity service: who we are and what we serve.
+
+use tonic::Request;
+use tonic::Response;
+use tonic::Status;
+use tonic::async_trait;
+
+use super::DRIVER_NAME;
+use super::Door;
+use super::call::answer;
+use super::proto::csi;
+use super::proto::csi::plugin_capability::Service;
+use super::proto::csi::plugin_capability::Type;
+use super::proto::csi::plugin_capability::service::Type as ServiceType;
+
+#[async_trait]
+impl csi::identity_server::Identity for Door {
+    async fn get_plugin_info(
+        &self,
+        request: Request<csi::GetPluginInfoRequest>,
+    ) -> Result<Response<csi::GetPluginInfoResponse>, Status> {
+        let info = csi::GetPluginInfoResponse {
+            name: DRIVER_NAME.into(),
+            vendor_version: env!("CARGO_PKG_VERSION").into(),
+            ..Default::default()
+        };
+        answer(request.get_ref(), async { Ok(info) }).await
+    }
+
+    async fn get_plugin_capabilities(
+        &self,
+        request: Request<csi::GetPluginCapabilitiesRequest>,
+    ) -> Result<Response<csi::GetPluginCapabilitiesResponse>, Status> {
+        let capabilities = [ServiceType::ControllerService, ServiceType::VolumeAccessibilityConstraints]
+            .map(|service| csi::PluginCapability { r#type: Some(Type::Service(Service { r#type: service.into() })) });
+        answer(request.get_ref(), async {
+            Ok(csi::GetPluginCapabilitiesResponse { capabilities: capabilities.into() })
+        })
+        .await
+    }
+
+    /// Ready as soon as the socket is served. A missing pool or an unreachable KBS is told by the calls that need it
+    /// and by the health RPCs: restarting the process would mend neither.
+    async fn probe(&self, request: Request<csi::ProbeRequest>) -> Result<Response<csi::ProbeResponse>, Status> {
+        answer(request.get_ref(), async { Ok(csi::ProbeResponse { ready: Some(true) }) }).await
+    }
+}

@@ -1,0 +1,91 @@
+//! The one table from [`Reason`] to a gRPC code, without a wildcard: a new reason does not compile until it has one.
+
+use std::error::Error as _;
+
+use tonic::{Code, Status};
+
+use crate::volume::Error;
+use crate::volume::Reason;
+
+/// Longest message on the wire, in characters. A request may be quoted in it, and it ends up in an Event.
+const MESSAGE_CHARACTERS: usize = 2000;
+
+/// The answer for `error`: its reason word, its message and the causes behind it. Details stay empty, as the CSI demands.
+pub(super) fn of(error: &Error) -> Status {
+    let mut message = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        message = format!("{message}: {error}");
+        cause = error.source();
+    }
+    Status::new(code(error.reason()), message.chars().take(MESSAGE_CHARACTERS).collect::<String>())
+}
+
+/// The code of a reason. UNAVAILABLE, ABORTED, DEADLINE_EXCEEDED and RESOURCE_EXHAUSTED tell the kubelet that the
+/// outcome is open, so it will call again or unstage; every other code is final. RESOURCE_EXHAUSTED lets the scheduler
+/// choose another node.
+pub(super) fn code(reason: Reason) -> Code {
+    match reason {
+        Reason::InvalidArgument => Code::InvalidArgument,
+        Reason::SizeOutOfRange => Code::OutOfRange,
+        Reason::VolumeNotFound => Code::NotFound,
+        Reason::AlreadyExists => Code::AlreadyExists,
+        Reason::OperationPending | Reason::StillStaged | Reason::KbsBusy | Reason::InvalidToken => Code::Aborted,
+        Reason::PoolMissing
+        | Reason::KbsUnreachable
+        | Reason::KbsTimeout
+        | Reason::KbsProtocol
+        | Reason::KbsUntrusted
+        | Reason::AttesterUnavailable => Code::Unavailable,
+        Reason::NoSpace => Code::ResourceExhausted,
+        Reason::AttestationDenied => Code::Unauthenticated,
+        Reason::PolicyDenied => Code::PermissionDenied,
+        Reason::CapabilityExceeded
+        | Reason::StagingMissing
+        | Reason::PublishConflict
+        | Reason::KeyNotFound
+        | Reason::KeyTooShort
+        | Reason::WrongKey
+        | Reason::RecordTooNew
+        | Reason::WrongVolume
+        | Reason::NotBlank
+        | Reason::ForeignDevice => Code::FailedPrecondition,
+        Reason::RecordDamaged
+        | Reason::RecordTampered
+        | Reason::DeviceMissing
+        | Reason::DeviceTruncated
+        | Reason::DeviceUnreadable
+        | Reason::HeaderMissing
+        | Reason::HeaderTampered
+        | Reason::FilesystemDamaged => Code::DataLoss,
+        Reason::Unimplemented => Code::Unimplemented,
+        Reason::Internal => Code::Internal,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_may_pass_by_itself_has_a_code_that_the_kubelet_does_not_take_as_final() {
+        // A bad token is ABORTED because the CSI says so; it never answers a stage.
+        for reason in Reason::ALL.iter().filter(|reason| **reason != Reason::InvalidToken) {
+            let open = matches!(
+                code(*reason),
+                Code::Unavailable | Code::Aborted | Code::DeadlineExceeded | Code::ResourceExhausted
+            );
+            assert_eq!(open, reason.is_transient(), "{reason}");
+        }
+    }
+
+    #[test]
+    fn a_message_is_the_reason_word_the_text_and_the_causes() {
+        let error =
+            Error::new(Reason::DeviceUnreadable, "backing of cv-1").caused_by(std::io::Error::other("disk gone"));
+        let status = of(&error);
+        assert_eq!(status.code(), Code::DataLoss);
+        assert_eq!(status.message(), "DeviceUnreadable: backing of cv-1: disk gone");
+        assert!(status.details().is_empty());
+    }
+}
