@@ -38,6 +38,7 @@ use tower::util::MapResponseLayer;
 use tracing::info;
 use tracing::warn;
 
+use crate::key::KeySource;
 use crate::lifecycle::HealthEntry;
 use crate::lifecycle::Lifecycle;
 use crate::provision::LocalPool;
@@ -46,7 +47,11 @@ use crate::volume::Error;
 use crate::volume::Reason;
 use crate::volume::Result;
 use crate::volume::VolumeId;
+use crate::volume::Content;
 use proto::csi;
+use proto::csi::StorageHealthErrorType::StorageDegraded as Degraded;
+use proto::csi::StorageHealthErrorType::StorageUnreachable as Unreachable;
+use proto::csi::node_get_storage_health_response::StorageBackendHealth;
 use registration::Registration;
 use topology::Place;
 
@@ -61,6 +66,7 @@ const DRAIN_LIMIT: Duration = Duration::from_secs(25);
 pub struct Door {
     lifecycle: Lifecycle,
     pool: Arc<LocalPool>,
+    keys: Arc<dyn KeySource>,
     node_name: String,
     place: Place,
     max_volumes: u32,
@@ -77,10 +83,17 @@ pub struct Sockets {
 
 impl Door {
     /// The services over `lifecycle`, whose volumes are in `pool`, on the node that Kubernetes calls `node_name`.
+    /// `keys` is only asked how it fares. 0 `max_volumes` is no limit.
     #[must_use]
-    pub fn new(lifecycle: Lifecycle, pool: Arc<LocalPool>, node_name: String, max_volumes: u32) -> Self {
+    pub fn new(
+        lifecycle: Lifecycle,
+        pool: Arc<LocalPool>,
+        keys: Arc<dyn KeySource>,
+        node_name: String,
+        max_volumes: u32,
+    ) -> Self {
         let place = Place::of(&node_name);
-        Self { lifecycle, pool, node_name, place, max_volumes }
+        Self { lifecycle, pool, keys, node_name, place, max_volumes }
     }
 
     /// Serves until `end` comes, then finishes what is in flight, for at most 25 seconds.
@@ -164,6 +177,24 @@ impl Door {
         let id = self.find(volume_id).await?;
         let entries = self.lifecycle.health(id).await?;
         Ok(health::of_volume(volume_id, &entries))
+    }
+
+    /// What is wrong with the storage behind every volume of this node; empty if nothing is.
+    async fn storage_health(&self) -> Result<Vec<StorageBackendHealth>> {
+        let mut health = Vec::new();
+        match self.pool_is_ready().await {
+            Err(error) => health.push(health::of_storage(Unreachable, error.reason(), error.message())),
+            Ok(()) if self.lifecycle.capacity().await?.available_bytes < Content::Block.minimum_bytes() => {
+                health.push(health::of_storage(Degraded, Reason::NoSpace, "the pool has no room for another volume"));
+            }
+            Ok(()) => {}
+        }
+        let is_about_kbs = |reason: &Reason| status::code(*reason) == tonic::Code::Unavailable;
+        if let Some(reason) = self.keys.last_error().filter(is_about_kbs) {
+            let message = "the last exchange with the KBS failed; open volumes go on, others cannot be staged";
+            health.push(health::of_storage(Degraded, reason, message));
+        }
+        Ok(health)
     }
 
     /// The volumes that have trouble, in the order of ids.

@@ -25,6 +25,11 @@ pub const MINIMUM_SECRET_BYTES: usize = 32;
 pub trait KeySource: Send + Sync + 'static {
     /// Proves what this machine is and returns the secret under `uri`. Every call is a fresh proof.
     fn secret<'a>(&'a self, uri: &'a KeyUri) -> Pin<Box<dyn Future<Output = Result<SecretBytes>> + Send + 'a>>;
+
+    /// Why the last attempt gave no secret; `None` if it gave one, or if nobody has asked yet. Asks nobody.
+    fn last_error(&self) -> Option<Reason> {
+        None
+    }
 }
 
 /// The keys of one volume. They exist only inside the call that needs them.

@@ -6,6 +6,7 @@ use super::proto::csi::node_get_storage_health_response::StorageBackendHealth;
 use super::proto::csi::volume_health::VolumeHealthEntry;
 use crate::lifecycle::HealthEntry;
 use crate::lifecycle::HealthStatus;
+use crate::volume::Reason;
 
 /// Longest message in `pod.status.volumeHealth`.
 const MESSAGE_BYTES: usize = 1024;
@@ -29,10 +30,10 @@ pub(super) fn of_volume(id: &str, entries: &[HealthEntry]) -> csi::VolumeHealth 
 }
 
 /// One thing that is wrong with the node's storage.
-pub(super) fn of_storage(status: csi::StorageHealthErrorType, reason: &str, message: &str) -> StorageBackendHealth {
+pub(super) fn of_storage(status: csi::StorageHealthErrorType, reason: Reason, message: &str) -> StorageBackendHealth {
     StorageBackendHealth {
         status: status.into(),
-        reason: reason.to_owned(),
+        reason: reason.to_string(),
         message: shorten(message),
         volume_capability: None,
     }

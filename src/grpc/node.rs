@@ -12,9 +12,7 @@ use super::Door;
 use super::access::Access;
 use super::call::answer;
 use super::field;
-use super::health;
 use super::proto::csi;
-use super::proto::csi::StorageHealthErrorType;
 use super::proto::csi::VolumeUsage;
 use super::proto::csi::node_service_capability::Rpc;
 use super::proto::csi::node_service_capability::Type;
@@ -129,12 +127,7 @@ impl csi::node_server::Node for Door {
         request: Request<csi::NodeGetStorageHealthRequest>,
     ) -> Result<Response<csi::NodeGetStorageHealthResponse>, Status> {
         answer(request.get_ref(), async {
-            let mut backend_health = Vec::new();
-            if let Err(error) = self.pool_is_ready().await {
-                let status = StorageHealthErrorType::StorageUnreachable;
-                backend_health.push(health::of_storage(status, error.reason().as_str(), error.message()));
-            }
-            Ok(csi::NodeGetStorageHealthResponse { backend_health })
+            Ok(csi::NodeGetStorageHealthResponse { backend_health: self.storage_health().await? })
         })
         .await
     }

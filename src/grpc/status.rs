@@ -1,7 +1,5 @@
 //! The one table from [`Reason`] to a gRPC code, without a wildcard: a new reason does not compile until it has one.
 
-use std::error::Error as _;
-
 use tonic::{Code, Status};
 
 use crate::volume::Error;
@@ -12,13 +10,7 @@ const MESSAGE_CHARACTERS: usize = 2000;
 
 /// The answer for `error`: its reason word, its message and the causes behind it. Details stay empty, as the CSI demands.
 pub(super) fn of(error: &Error) -> Status {
-    let mut message = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        message = format!("{message}: {error}");
-        cause = error.source();
-    }
-    Status::new(code(error.reason()), message.chars().take(MESSAGE_CHARACTERS).collect::<String>())
+    Status::new(code(error.reason()), error.chain().chars().take(MESSAGE_CHARACTERS).collect::<String>())
 }
 
 /// The code of a reason. UNAVAILABLE, ABORTED, DEADLINE_EXCEEDED and RESOURCE_EXHAUSTED tell the kubelet that the

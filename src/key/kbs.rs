@@ -117,4 +117,8 @@ impl KeySource for KbsClient {
     fn secret<'a>(&'a self, uri: &'a KeyUri) -> Pin<Box<dyn Future<Output = Result<SecretBytes>> + Send + 'a>> {
         Box::pin(self.fetch(uri))
     }
+
+    fn last_error(&self) -> Option<Reason> {
+        self.last_exchange_error()
+    }
 }

@@ -171,6 +171,18 @@ impl Error {
     pub fn message(&self) -> &str {
         &self.message
     }
+
+    /// Reason word, message and every cause behind it, in one line.
+    #[must_use]
+    pub fn chain(&self) -> String {
+        let mut text = self.to_string();
+        let mut cause = self.source();
+        while let Some(error) = cause {
+            text = format!("{text}: {error}");
+            cause = error.source();
+        }
+        text
+    }
 }
 
 impl fmt::Display for Error {
