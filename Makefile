@@ -10,7 +10,7 @@ T      :=
 PACKAGES := mmdebstrap qemu-system-x86 swtpm libcryptsetup-dev libclang-dev clang libtss2-dev tpm2-tools \
             cryptsetup-bin e2fsprogs xfsprogs pkg-config iproute2 jq strace openssl
 
-.PHONY: setup build lint unit kernel shell down
+.PHONY: setup build lint unit kernel demo cluster shell down
 
 # Debian packages that are missing; asks the mirror only if one is.
 setup:
@@ -34,6 +34,14 @@ unit: build
 # The real kernel, file systems and TPM in a node without Kubernetes.
 kernel: build
 	$(RIG) kernel '$(T)'
+
+# The story of one volume on a real Kubernetes, visibly; KEEP=1 leaves the rig up.
+demo: build
+	$(RIG) demo $(if $(KEEP),--keep)
+
+# The same story as a test.
+cluster: build
+	$(RIG) --run .rig/cluster demo
 
 # A shell on the node that `make demo KEEP=1` left up; `make down` ends it.
 shell:

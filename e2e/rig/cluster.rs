@@ -9,6 +9,7 @@ use std::path::Path;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use anyhow::Context as _;
 use anyhow::Result;
 use serde_json::Value;
 
@@ -17,6 +18,7 @@ use crate::control_plane::NODE;
 use crate::guest::Guest;
 use crate::image::Image;
 use crate::images;
+use crate::kbs::Kbs;
 use crate::kubernetes;
 use crate::machine::Forward;
 use crate::machine::Machine;
@@ -75,6 +77,8 @@ impl Parts {
 
 /// A running cluster.
 pub(crate) struct Cluster {
+    /// Where its files are.
+    pub(crate) run: PathBuf,
     /// The control plane.
     pub(crate) plane: ControlPlane,
     /// The node's machine.
@@ -84,14 +88,20 @@ pub(crate) struct Cluster {
 }
 
 impl Cluster {
-    /// Starts a fresh cluster in `run` and returns when the node is Ready.
-    pub(crate) fn start(run: &Path, parts: Parts, fate: Fate) -> Result<Self> {
+    /// Starts a KBS and a fresh cluster in `run` and returns when the node is Ready.
+    pub(crate) fn start_with_kbs(run: &Path, parts: Parts, fate: Fate) -> Result<(Self, Kbs)> {
         if run.exists() {
             fs::remove_dir_all(run)?;
         }
         fs::create_dir_all(run)?;
         // Programs are told where their files are, and some change their directory.
         let run = &fs::canonicalize(run)?;
+        let kbs = stage("KBS: coffer dev-kbs", || Kbs::start(&parts.product.path("coffer")?, &run.join("kbs"), fate))?;
+        let cluster = Self::start(run, parts, &kbs.ca(), fate)?;
+        Ok((cluster, kbs))
+    }
+
+    fn start(run: &Path, parts: Parts, kbs_ca: &Path, fate: Fate) -> Result<Self> {
         let etcd = parts.debian.join("etcd");
         let plane = stage("Control plane: etcd, API server, controller manager, scheduler", || {
             let plane = ControlPlane::start(&run.join("control-plane"), &parts.kubernetes, &etcd, fate)?;
@@ -101,12 +111,13 @@ impl Cluster {
         let share = run.join("share");
         fill(&share, parts.product, &parts.kubernetes)?;
         images::write(&parts.debian.join("busybox"), &share.join("node/images.tar"))?;
+        fs::copy(kbs_ca, share.join("node/kbs-ca.crt")).context("share the KBS's certificate authority")?;
         for user in ["kubelet", "provisioner"] {
             fs::copy(plane.kubeconfig_in_guest(user), share.join(format!("node/{user}.kubeconfig")))?;
         }
         let mut machine = Machine::create(run, parts.image, node(fate))?;
         let guest = stage("Boot the node: QEMU, swtpm", || machine.boot())?;
-        let cluster = Self { plane, machine, guest };
+        let cluster = Self { run: run.to_owned(), plane, machine, guest };
         stage("Node Ready", || cluster.wait_until_ready())?;
         Ok(cluster)
     }

@@ -76,11 +76,6 @@ impl ControlPlane {
         self.daemons.iter_mut().try_for_each(Daemon::must_run).with_context(|| format!("see the logs in {logs}"))
     }
 
-    /// Ends it; its state is worth nothing, so nothing is asked to end in good order.
-    pub(crate) fn kill(&mut self) -> Result<()> {
-        self.daemons.iter_mut().rev().try_for_each(Daemon::kill)
-    }
-
     /// `kubectl` as administrator with `arguments`.
     pub(crate) fn kubectl(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(self.programs.join("kubectl"));

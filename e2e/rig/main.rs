@@ -4,22 +4,28 @@
 //! at Coffer from outside. It wants root, and lives in network and mount namespaces of its own. The Makefile is its
 //! user; the same program is the agent in the guest.
 
+#![expect(clippy::disallowed_methods, reason = "starting programs is what the rig is for; the lint guards the product")]
+
 mod agent;
 mod cache;
 mod certificates;
 mod cluster;
 mod control_plane;
+mod demo;
 mod guest;
 mod image;
 mod images;
+mod kbs;
 mod kubernetes;
 mod machine;
 mod process;
 mod programs;
 mod report;
 mod sandbox;
+mod search;
 mod shell;
 mod suites;
+mod traces;
 mod wait;
 mod wire;
 
@@ -65,8 +71,20 @@ enum Command {
     },
     /// Boot a fresh node without Kubernetes and leave it up for `shell`.
     Up,
-    /// Start a fresh cluster of one node and leave it up for `shell`.
-    Cluster,
+    /// Tell the story of one volume in a fresh Kubernetes of one node.
+    Demo {
+        /// Leave the rig up afterwards, for `shell`.
+        #[arg(long)]
+        keep: bool,
+    },
+    /// Count how often the bytes on standard input are in a file or device; print hits and bytes read.
+    Search {
+        /// What to search.
+        path: PathBuf,
+        /// Read past the page cache.
+        #[arg(long)]
+        direct: bool,
+    },
     /// Open a shell on the node of a rig that was left up, or run one command there.
     Shell {
         /// Which run: demo, kernel, up.
@@ -104,12 +122,18 @@ fn run(arguments: Arguments) -> Result<()> {
             let programs = programs::Programs::product()?;
             suites::boot(&run.join("up"), &programs, Fate::Kept).map(drop)
         }
-        Command::Cluster => {
-            let parts = cluster::Parts::get()?;
-            sandbox::enter()?;
-            cluster::Cluster::start(&run.join("demo"), parts, Fate::Kept).map(drop)
-        }
+        Command::Demo { keep } => demo::tell(&run.join("demo"), if keep { Fate::Kept } else { Fate::WithRig }),
+        Command::Search { path, direct } => search_standard_input(&path, direct),
         Command::Shell { of, script } => shell::open(&run.join(of), &script.join(" ")),
         Command::Down => process::kill_recorded(run),
     }
+}
+
+fn search_standard_input(path: &std::path::Path, direct: bool) -> Result<()> {
+    let mut needle = Vec::new();
+    std::io::Read::read_to_end(&mut std::io::stdin(), &mut needle)?;
+    let reading = if direct { search::Reading::Direct } else { search::Reading::Cached };
+    let found = search::file(path, &needle, reading)?;
+    println!("{} {}", found.hits, found.bytes);
+    Ok(())
 }

@@ -27,6 +27,12 @@ impl Programs {
         Ok(Self { programs: vec![("coffer".into(), coffer), ("coffer-rig".into(), rig)] })
     }
 
+    /// The file that the guest will see as `name`.
+    pub(crate) fn path(&self, name: &str) -> Result<PathBuf> {
+        let found = self.programs.iter().find(|(known, _)| known == name);
+        found.map(|(_, path)| path.clone()).with_context(|| format!("{name} is not among the programs"))
+    }
+
     /// Adds the test binary that cargo calls `target`, building it if need be.
     pub(crate) fn with_test(mut self, target: &str) -> Result<Self> {
         let output = Command::new("cargo")

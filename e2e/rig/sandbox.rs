@@ -14,6 +14,11 @@ use crate::process::succeed;
 /// Set in the environment of the program that runs inside.
 const INSIDE: &str = "COFFER_RIG_INSIDE";
 
+/// Whether this program still runs where the package registries can be reached.
+pub(crate) fn is_outside() -> bool {
+    env::var_os(INSIDE).is_none()
+}
+
 /// Starts this program again in a network and a mount namespace of its own, and does not return; inside, returns.
 pub(crate) fn enter() -> Result<()> {
     if env::var_os(INSIDE).is_some() {

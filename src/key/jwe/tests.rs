@@ -73,7 +73,7 @@ fn the_header_is_authenticated_as_it_was_spelled() {
     let header = URL_SAFE_NO_PAD.decode(PROTECTED).expect("base64url");
     let mut envelope = envelope();
     envelope["protected"] = URL_SAFE_NO_PAD.encode([b" ", header.as_slice()].concat()).into();
-    let error = open(&envelope).err().expect("refused");
+    let error = open(&envelope).expect_err("refused");
     assert!(error.message().contains("changed on its way"), "{error}");
 }
 
@@ -163,6 +163,6 @@ fn a_member_given_twice_is_refused() {
 
 #[test]
 fn an_envelope_for_another_exchange_is_refused() {
-    let error = ExchangeKey::generate().open(envelope().to_string().as_bytes()).err().expect("refused");
+    let error = ExchangeKey::generate().open(envelope().to_string().as_bytes()).expect_err("refused");
     assert!(error.message().contains("not encrypted for this exchange"), "{error}");
 }

@@ -1,0 +1,56 @@
+//! Chapter 1, the operator's steps: pool, attestation, policy, secret.
+
+use std::io::Read as _;
+
+use anyhow::Context as _;
+use anyhow::Result;
+use serde_json::Value;
+
+use super::DRIVER;
+use super::KEY_URI;
+use super::Story;
+use crate::control_plane::NODE;
+use crate::traces::POOL;
+use crate::wait;
+
+impl Story {
+    pub(super) fn operate(&mut self) -> Result<()> {
+        wait::until(wait::seconds(60), "the driver's registration", || {
+            let node = self.cluster.plane.get("csinode", NODE)?.context("the kubelet made no CSINode")?;
+            let drivers = node["spec"]["drivers"].as_array().cloned().unwrap_or_default();
+            Ok(drivers.iter().any(|driver| driver["name"] == DRIVER).then_some(()))
+        })?;
+        self.check("the driver has registered itself with the kubelet", true);
+        self.cluster.guest.check(&format!("coffer pool init {POOL}"))?;
+        self.check("coffer pool init made pool.json on the pool's disk", {
+            self.cluster.guest.check(&format!("ls -A {POOL}"))? == "pool.json\n"
+        });
+        self.admit_node()?;
+        self.store_secret()
+    }
+
+    /// What the node proves goes into the KBS's policy.
+    fn admit_node(&mut self) -> Result<()> {
+        let attestation = self.cluster.guest.check("coffer attest --output json")?;
+        let report: Value = serde_json::from_str(&attestation).context("coffer attest prints JSON")?;
+        let pcrs = report["pcrs"].as_object().map_or(0, serde_json::Map::len);
+        println!("           tee {}, attestation key SHA-256 {}", report["tee"], report["ak_sha256"]);
+        self.check("coffer attest shows tee tpm, the attestation key and PCRs 0-23", {
+            report["tee"] == "tpm" && report["ak"].is_string() && pcrs == 24
+        });
+        let file = self.cluster.run.join("attest.json");
+        std::fs::write(&file, &attestation)?;
+        self.kbs.operate(&["register", "--pcrs", "0-7", NODE, &file.to_string_lossy()], &[])?;
+        self.kbs.operate(&["allow", KEY_URI, NODE], &[])?;
+        self.check("coffer dev-kbs register put key and PCRs 0-7 into the policy, allow named the node", true);
+        Ok(())
+    }
+
+    fn store_secret(&mut self) -> Result<()> {
+        let mut secret = [0; 32];
+        std::fs::File::open("/dev/urandom")?.read_exact(&mut secret)?;
+        self.kbs.operate(&["put", KEY_URI], &secret)?;
+        self.check("coffer dev-kbs put stored 32 random bytes for the StorageClass", true);
+        Ok(())
+    }
+}

@@ -1,0 +1,84 @@
+//! Chapter 4: a node that the policy does not accept gets nothing and changes nothing.
+
+use std::time::Instant;
+
+use anyhow::Context as _;
+use anyhow::Result;
+use serde_json::Value;
+
+use super::KEY_URI;
+use super::POD;
+use super::POD_DEADLINE;
+use super::Story;
+use super::Volume;
+use super::text;
+use crate::control_plane::NODE;
+use crate::process::read;
+use crate::traces;
+use crate::wait;
+
+/// How soon a pod must be Ready after the policy accepts its node again.
+const RECOVERY_SECONDS: u64 = 30;
+
+impl Story {
+    pub(super) fn refuse(&mut self, volume: &Volume) -> Result<()> {
+        self.kbs.operate(&["deny", KEY_URI, NODE], &[])?;
+        self.delete_pod(volume)?;
+        let before = traces::digests(&self.cluster.guest, &volume.id)?;
+        let releases = self.kbs.releases()?.len();
+
+        self.apply_example("pod.yaml")?;
+        let event = self.refusals(1)?;
+        self.show_refusal(&event)?;
+        let after = traces::digests(&self.cluster.guest, &volume.id)?;
+        self.check("record, header and SHA-256 of the whole backing are as before", after == before);
+        let left = traces::in_kernel(&self.cluster.guest, &volume.id)?;
+        self.check(&format!("no loop, mapper or mount is left {}", left.join("; ")), left.is_empty());
+        self.check("the KBS released nothing", self.kbs.releases()?.len() == releases);
+
+        self.refusals(2)?;
+        self.kbs.operate(&["allow", KEY_URI, NODE], &[])?;
+        let restored = Instant::now();
+        self.ready_pod(POD_DEADLINE, |_| true)?;
+        let seconds = restored.elapsed().as_secs_f64();
+        let said = format!("the policy accepts the node again: the pod is Ready {seconds:.1} s later, by itself");
+        self.check(&said, seconds <= RECOVERY_SECONDS as f64);
+        self.check_needle(volume)
+    }
+
+    /// Deletes the pod and waits until the node has closed the volume.
+    fn delete_pod(&mut self, volume: &Volume) -> Result<()> {
+        read(&mut self.cluster.plane.kubectl(&["delete", "pod", POD]))?;
+        wait::until(wait::seconds(60), "the mapper to be gone", || {
+            let left = traces::in_kernel(&self.cluster.guest, &volume.id)?;
+            Ok(left.is_empty().then_some(()))
+        })?;
+        self.check("the pod is deleted, and loop, mapper and mounts are gone", true);
+        Ok(())
+    }
+
+    /// Waits until the kubelet has reported `count` refusals of the pod that is there now; returns the last Event.
+    fn refusals(&self, count: u64) -> Result<Value> {
+        let pod = self.pod()?.context("the pod is gone")?;
+        let selector = format!("reason=FailedMount,involvedObject.uid={}", text(&pod, "/metadata/uid")?);
+        let arguments = ["get", "events", "--field-selector", &selector, "-o", "json"];
+        wait::until(POD_DEADLINE, "a FailedMount", || {
+            let list: Value = serde_json::from_str(&read(&mut self.cluster.plane.kubectl(&arguments))?)?;
+            let events = list["items"].as_array().cloned().unwrap_or_default();
+            let seen: u64 = events.iter().map(|event| event["count"].as_u64().unwrap_or(1)).sum();
+            Ok(events.into_iter().next_back().filter(|_| seen >= count))
+        })
+    }
+
+    fn show_refusal(&mut self, event: &Value) -> Result<()> {
+        let message = text(event, "/message")?;
+        // The kubelet puts its own words and the gRPC code in front of what the driver says.
+        let said = message.split_once(" desc = ").map_or(message.as_str(), |(_, said)| said);
+        println!("           {said}");
+        self.check("an Event FailedMount says PolicyDenied: and what to do", said.starts_with("PolicyDenied: "));
+        let pod = self.pod()?.context("the pod is gone")?;
+        let waiting = pod.pointer("/status/containerStatuses/0/state/waiting/reason");
+        self.check("the pod stays in ContainerCreating", waiting.is_some_and(|reason| reason == "ContainerCreating"));
+        Ok(())
+    }
+}

@@ -1,0 +1,61 @@
+//! What one volume shows on a node: its files in the pool and their digests, loops, mappers, mounts, directories.
+
+use anyhow::Context as _;
+use anyhow::Result;
+
+use crate::guest::Guest;
+
+/// The pool's directory on the node; a disk of its own is mounted one level above.
+pub(crate) const POOL: &str = "/var/lib/coffer/pool";
+
+/// Digests of everything that a refused stage must leave as it was.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Digests {
+    /// SHA-256 of `volume.json`.
+    pub(crate) record: String,
+    /// SHA-256 of the 2 MiB before the payload: both LUKS2 headers and the keyslots.
+    pub(crate) header: String,
+    /// SHA-256 of the whole backing.
+    pub(crate) backing: String,
+}
+
+/// The digests of the volume `id`.
+pub(crate) fn digests(guest: &Guest, id: &str) -> Result<Digests> {
+    let script = format!(
+        "set -e; cd {POOL}/{id}; sha256sum <volume.json; head -c 2097152 backing | sha256sum; sha256sum <backing"
+    );
+    let text = guest.check(&script)?;
+    let mut words = text.lines().map(|line| line.split(' ').next().unwrap_or_default().to_owned());
+    let mut next = || words.next().context("three digests");
+    Ok(Digests { record: next()?, header: next()?, backing: next()? })
+}
+
+/// Each thing that the kernel holds for the volume `id`, one line each: loop devices by their backing file, mappers,
+/// mounts of process 1.
+pub(crate) fn in_kernel(guest: &Guest, id: &str) -> Result<Vec<String>> {
+    let loops = format!("grep -H {id} /sys/block/loop*/loop/backing_file 2>/dev/null");
+    let mappers = format!("dmsetup ls | grep {id}");
+    let mounts = format!("grep {id} /proc/1/mountinfo");
+    lines(guest, &format!("{loops}; {mappers}; {mounts}; true"))
+}
+
+/// Everything on the node that is not there before the first volume: files in the pool beside its mark, every loop
+/// with a backing file, every dm device, what the kubelet keeps for `driver` and for pods, and the mounts of process 1
+/// whose lines contain one of `names`.
+pub(crate) fn everything(guest: &Guest, driver: &str, names: &[&str]) -> Result<Vec<String>> {
+    let patterns: String = names.iter().map(|name| format!(" -e {name}")).collect();
+    let script = format!(
+        "ls -A {POOL} | grep -vx pool.json
+         grep -H . /sys/block/loop*/loop/backing_file 2>/dev/null
+         dmsetup ls | grep -vx 'No devices found'
+         find /var/lib/kubelet/plugins/kubernetes.io/csi/{driver} -mindepth 1 2>/dev/null
+         find /var/lib/kubelet/pods -mindepth 1 2>/dev/null
+         grep {patterns} /proc/1/mountinfo
+         true"
+    );
+    lines(guest, &script)
+}
+
+fn lines(guest: &Guest, script: &str) -> Result<Vec<String>> {
+    Ok(guest.check(script)?.lines().map(|line| line.trim().to_owned()).collect())
+}
