@@ -5,6 +5,8 @@
 
 pub mod backing;
 pub mod crypt;
+#[cfg(any(test, feature = "dev"))]
+pub mod fake;
 pub mod filesystem;
 pub mod header;
 pub mod linux;
@@ -65,7 +67,8 @@ pub struct Mount {
     pub path: PathBuf,
     /// Filesystem of the volume, or its device node bound over a file.
     pub kind: MountKind,
-    /// Whether this mount point refuses writes.
+    /// Whether this mount point was made read-only. (A filesystem that turned itself read-only after an error shows
+    /// `ro` among the options alone.)
     pub read_only: bool,
     /// Mount options and super options as mountinfo shows them.
     pub options: Vec<String>,

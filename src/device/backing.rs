@@ -1,13 +1,235 @@
-//! The untrusted bytes of a volume: an image file on a loop device.
+//! The untrusted bytes of a volume: a sparse image file on a loop device.
+//!
+//! Refuses: an image that is missing, short or not a plain file, and a loop device that is not exactly what was
+//! asked for (without direct I/O every page would be cached twice, and nobody would notice).
+
+mod loops;
 
 use std::fs::File;
+use std::fs::Metadata;
+use std::fs::OpenOptions;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
 use std::path::PathBuf;
+
+use rustix::fs::FallocateFlags;
+use rustix::fs::OFlags;
+use rustix::fs::SeekFrom;
+use rustix::io::Errno;
+use rustix::rand::GetRandomFlags;
+
+use super::Shape;
+use crate::volume::DATA_OFFSET_BYTES;
+use crate::volume::Error;
+use crate::volume::Reason;
+use crate::volume::Result;
 
 /// A loop device over a volume's image. It goes away when this value and the mapper over it are gone.
 #[derive(Debug)]
 pub struct Attached {
-    /// The open device node.
+    /// The open device node. I/O bypasses the page cache: offsets, lengths and buffers are multiples of 4096.
     pub device: File,
     /// Its path.
     pub path: PathBuf,
+}
+
+/// Makes the sparse image at `path`, which must not exist, and makes its length durable. The directory entry is made
+/// durable by whoever owns the directory.
+pub fn create(path: &Path, backing_bytes: u64) -> Result<()> {
+    let failed = |cause: io::Error| {
+        let reason = match Errno::from_io_error(&cause) {
+            Some(Errno::NOSPC | Errno::DQUOT) => Reason::NoSpace,
+            Some(Errno::FBIG) => Reason::SizeOutOfRange,
+            Some(Errno::ROFS) => Reason::PoolMissing,
+            _ => Reason::Internal,
+        };
+        Error::new(reason, format!("the image {} could not be made: {cause}", path.display())).caused_by(cause)
+    };
+    let image = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map_err(failed)?;
+    image.set_len(backing_bytes).and_then(|()| image.sync_all()).map_err(failed)
+}
+
+/// Whether the image holds any data at all. A filesystem that cannot tell says yes.
+pub fn holds_data(path: &Path) -> Result<bool> {
+    let (image, _) = open(path, OpenOptions::new().read(true))?;
+    data_begins_before(&image, u64::MAX).map_err(|errno| unreadable(path, errno.into()))
+}
+
+/// Whether `image` holds data below `end_bytes`.
+fn data_begins_before(image: &File, end_bytes: u64) -> Result<bool, Errno> {
+    match rustix::fs::seek(image, SeekFrom::Data(0)) {
+        Ok(offset) => Ok(offset < end_bytes),
+        Err(Errno::NXIO) => Ok(false),
+        Err(errno) => Err(errno),
+    }
+}
+
+/// Overwrites the keyslots, gives the space back and removes the image. Absent is fine.
+///
+/// On a copy-on-write disk the old keyslots may survive: only destroying the secret is certain.
+pub fn erase(path: &Path) -> Result<()> {
+    let (image, found) = match open(path, OpenOptions::new().read(true).write(true)) {
+        Err(error) if error.reason() == Reason::DeviceMissing && !path.is_symlink() && !path.exists() => return Ok(()),
+        opened => opened?,
+    };
+    let failed = |cause: io::Error| {
+        Error::new(Reason::Internal, format!("the image {} could not be erased: {cause}", path.display()))
+    };
+    // A sparse image that was never formatted has no keyslots, and a full pool no room to write any.
+    if data_begins_before(&image, DATA_OFFSET_BYTES).map_err(|errno| failed(errno.into()))? {
+        overwrite(&image, DATA_OFFSET_BYTES.min(found.len())).map_err(failed)?;
+    }
+    let holes = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+    match rustix::fs::fallocate(&image, holes, 0, found.len().max(1)) {
+        // Some filesystems have no holes; unlinking gives the space back as well.
+        Ok(()) | Err(Errno::OPNOTSUPP) => image.sync_all().map_err(failed)?,
+        Err(errno) => return Err(failed(errno.into())),
+    }
+    std::fs::remove_file(path).map_err(failed)
+}
+
+/// Random bytes over the first `length_bytes`, on the disk before this returns.
+fn overwrite(image: &File, length_bytes: u64) -> io::Result<()> {
+    // The kernel never returns fewer than asked for up to 256 bytes.
+    let mut noise = [0; 256];
+    let mut offset = 0;
+    while offset < length_bytes {
+        rustix::rand::getrandom(&mut noise, GetRandomFlags::empty())?;
+        let length = usize::try_from(length_bytes - offset).map_or(noise.len(), |left| left.min(noise.len()));
+        image.write_all_at(&noise[..length], offset)?;
+        offset += length as u64;
+    }
+    image.sync_all()
+}
+
+/// Attaches the image of `shape` to a loop device of its own.
+pub fn attach(shape: &Shape) -> Result<Attached> {
+    let path = &shape.backing;
+    let (image, found) = open(path, OpenOptions::new().read(true).write(true))?;
+    let needed = shape.profile.backing_bytes(shape.payload_bytes);
+    if found.len() < needed {
+        let message = format!("{} has {} bytes, the record says {needed}; restore it", path.display(), found.len());
+        return Err(Error::new(Reason::DeviceTruncated, message));
+    }
+    loops::configure(&image, &found)
+}
+
+/// Loop devices that sit on the image at `path`.
+pub fn loops_on(path: &Path) -> Result<Vec<PathBuf>> {
+    let found = match std::fs::symlink_metadata(path) {
+        Ok(found) => Some(found),
+        Err(cause) if cause.kind() == io::ErrorKind::NotFound => None,
+        Err(cause) => return Err(unreadable(path, cause)),
+    };
+    loops::all()?
+        .into_iter()
+        .filter_map(|(name, shown)| match &found {
+            Some(found) => loops::sits_on(&name, found).map(|sits| sits.then_some(name)).transpose(),
+            // The image is gone, but a loop may hold what it was: the kernel still shows the path.
+            None => (shown.as_deref() == Some(path)).then_some(Ok(name)),
+        })
+        .map(|name| name.map(|name| Path::new("/dev").join(name)))
+        .collect()
+}
+
+/// Detaches `loops`, as far as no device stands on them.
+pub fn detach(loops: &[PathBuf]) -> Result<()> {
+    loops.iter().try_for_each(|node| loops::clear(node))
+}
+
+/// Opens the plain file at `path`.
+fn open(path: &Path, options: &mut OpenOptions) -> Result<(File, Metadata)> {
+    // A FIFO in the image's place would block the open.
+    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    let image = options.custom_flags(flags.bits().cast_signed()).open(path).map_err(|cause| unreadable(path, cause))?;
+    let found = image.metadata().map_err(|cause| unreadable(path, cause))?;
+    if !found.is_file() {
+        return Err(Error::new(
+            Reason::DeviceMissing,
+            format!("{} is not a plain file; restore the image", path.display()),
+        ));
+    }
+    Ok((image, found))
+}
+
+fn unreadable(path: &Path, cause: io::Error) -> Error {
+    let (reason, what) = match Errno::from_io_error(&cause) {
+        Some(Errno::NOENT) => (Reason::DeviceMissing, "is gone; restore it"),
+        Some(Errno::LOOP) => (Reason::DeviceMissing, "is a symbolic link; restore the image itself"),
+        Some(Errno::ISDIR | Errno::NXIO) => (Reason::DeviceMissing, "is not a plain file; restore the image"),
+        Some(Errno::ROFS) => (Reason::PoolMissing, "lies on a filesystem that is read-only"),
+        _ => (Reason::DeviceUnreadable, "cannot be opened or read"),
+    };
+    Error::new(reason, format!("the image {} {what}", path.display())).caused_by(cause)
+}
+
+/// What tells one file from another: device and inode, as the loop driver reports them.
+fn identity(found: &Metadata) -> (u64, u64) {
+    let (major, minor) = (u64::from(rustix::fs::major(found.dev())), u64::from(rustix::fs::minor(found.dev())));
+    // new_encode_dev of include/linux/kdev_t.h, which is not how the C library encodes a dev_t.
+    ((minor & 0xff) | (major << 8) | ((minor & !0xff) << 12), found.ino())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn image(bytes: u64) -> (tempfile::TempDir, PathBuf) {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("backing");
+        create(&path, bytes).expect("made");
+        (directory, path)
+    }
+
+    #[test]
+    fn a_new_image_is_long_and_empty_and_made_once() {
+        let (_directory, path) = image(64 << 20);
+        let found = std::fs::metadata(&path).expect("there");
+        assert_eq!((found.len(), found.blocks(), found.mode() & 0o777), (64 << 20, 0, 0o600));
+        assert!(!holds_data(&path).expect("readable"));
+        assert!(create(&path, 1).is_err());
+    }
+
+    #[test]
+    fn one_byte_anywhere_is_data() {
+        let (_directory, path) = image(64 << 20);
+        let file = OpenOptions::new().write(true).open(&path).expect("opens");
+        file.write_all_at(b"x", (64 << 20) - 1).expect("written");
+        assert!(holds_data(&path).expect("readable"));
+    }
+
+    #[test]
+    fn erasing_overwrites_removes_and_may_be_repeated() {
+        let (directory, path) = image(64 << 20);
+        let file = OpenOptions::new().read(true).write(true).open(&path).expect("opens");
+        file.write_all_at(&[7; 4096], 32768).expect("written");
+        overwrite(&file, DATA_OFFSET_BYTES).expect("overwritten");
+        let mut slot = [0; 4096];
+        file.read_exact_at(&mut slot, 32768).expect("read");
+        assert!(slot.iter().any(|&byte| byte != slot[0]), "noise stands where the keyslot was");
+        erase(&path).expect("erased");
+        assert_eq!(file.metadata().expect("still open").blocks(), 0);
+        assert_eq!(std::fs::read_dir(directory.path()).expect("listed").count(), 0);
+        erase(&path).expect("absent is fine");
+    }
+
+    #[test]
+    fn what_is_not_a_plain_file_is_refused_by_name() {
+        let (directory, path) = image(4096);
+        let link = directory.path().join("link");
+        std::os::unix::fs::symlink(&path, &link).expect("linked");
+        for (path, word) in [
+            (link.as_path(), "symbolic link"),
+            (directory.path(), "plain file"),
+            (&directory.path().join("none"), "gone"),
+        ] {
+            let error = holds_data(path).expect_err(word);
+            assert_eq!(error.reason(), Reason::DeviceMissing);
+            assert!(error.message().contains(word), "{error}");
+        }
+        assert!(erase(&link).is_err() && link.is_symlink());
+    }
 }
