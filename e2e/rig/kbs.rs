@@ -1,19 +1,19 @@
 //! `coffer dev-kbs` outside of the node: it serves, and the operator's commands change its policy and its secrets.
 
 use std::fs;
-use std::io::Write as _;
 use std::net::Ipv4Addr;
 use std::net::TcpStream;
 use std::path::Path;
 use std::path::PathBuf;
 use std::process::Command;
-use std::process::Stdio;
 
 use anyhow::Context as _;
 use anyhow::Result;
 
+use crate::control_plane::HOST_IN_GUEST;
 use crate::process::Daemon;
 use crate::process::Fate;
+use crate::process::read;
 use crate::wait;
 
 /// Where it listens; `services/coffer.sh` names the same port.
@@ -31,7 +31,8 @@ impl Kbs {
     pub(crate) fn start(coffer: &Path, state: &Path, fate: Fate) -> Result<Self> {
         fs::create_dir_all(state)?;
         let listen = format!("127.0.0.1:{PORT}");
-        let arguments = ["dev-kbs", "serve", "--state", &state.to_string_lossy(), "--listen", &listen];
+        let dir = state.to_string_lossy();
+        let arguments = ["dev-kbs", "serve", "--state", &dir, "--listen", &listen, "--name", HOST_IN_GUEST];
         let log = state.join("serve.log");
         let daemon = Daemon::start(&coffer.to_string_lossy(), &arguments.map(str::to_owned), &log, fate)?;
         let mut kbs = Self { coffer: coffer.to_owned(), state: state.to_owned(), daemon };
@@ -47,27 +48,16 @@ impl Kbs {
         self.state.join("ca.pem")
     }
 
-    /// Runs an operator's command, such as `put`, with `stdin`; returns what it printed.
-    pub(crate) fn operate(&self, arguments: &[&str], stdin: &[u8]) -> Result<String> {
-        let [command, rest @ ..] = arguments else { anyhow::bail!("no command") };
-        let mut child = Command::new(&self.coffer)
-            .args(["dev-kbs", command, "--state"])
-            .arg(&self.state)
-            .args(rest)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()?;
-        child.stdin.take().context("standard input is a pipe")?.write_all(stdin)?;
-        let output = child.wait_with_output()?;
-        let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-        anyhow::ensure!(output.status.success(), "coffer dev-kbs {}: {said}", arguments.join(" "));
-        Ok(String::from_utf8(output.stdout)?.trim().to_owned())
+    /// Runs an operator's command, such as `put`; returns what it printed.
+    pub(crate) fn operate(&self, arguments: &[&str]) -> Result<String> {
+        let mut command = Command::new(&self.coffer);
+        command.arg("dev-kbs").arg("--state").arg(&self.state).args(arguments);
+        Ok(read(&mut command)?.trim().to_owned())
     }
 
     /// Every release of a secret so far, one line each.
     pub(crate) fn releases(&self) -> Result<Vec<String>> {
-        match fs::read_to_string(self.state.join("releases.log")) {
+        match fs::read_to_string(self.state.join("release.log")) {
             Ok(text) => Ok(text.lines().map(str::to_owned).collect()),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
             Err(error) => Err(error.into()),

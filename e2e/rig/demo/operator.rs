@@ -1,7 +1,5 @@
 //! Chapter 1, the operator's steps: pool, attestation, policy, secret.
 
-use std::io::Read as _;
-
 use anyhow::Context as _;
 use anyhow::Result;
 use serde_json::Value;
@@ -31,26 +29,26 @@ impl Story {
 
     /// What the node proves goes into the KBS's policy.
     fn admit_node(&mut self) -> Result<()> {
-        let attestation = self.cluster.guest.check("coffer attest --output json")?;
+        let attestation = self.cluster.guest.check("coffer attest --attester tpm --output json")?;
         let report: Value = serde_json::from_str(&attestation).context("coffer attest prints JSON")?;
         let pcrs = report["pcrs"].as_object().map_or(0, serde_json::Map::len);
-        println!("           tee {}, attestation key SHA-256 {}", report["tee"], report["ak_sha256"]);
-        self.check("coffer attest shows tee tpm, the attestation key and PCRs 0-23", {
-            report["tee"] == "tpm" && report["ak"].is_string() && pcrs == 24
+        println!("           tee {}, attestation key SHA-256 {}", report["tee"], report["attestationKeySha256"]);
+        self.check("coffer attest shows tee tpm, the attestation key, its SHA-256 and PCRs 0-23", {
+            report["tee"] == "tpm"
+                && report["attestationKey"].is_string()
+                && report["attestationKeySha256"].is_string()
+                && pcrs == 24
         });
         let file = self.cluster.run.join("attest.json");
         std::fs::write(&file, &attestation)?;
-        self.kbs.operate(&["register", "--pcrs", "0-7", NODE, &file.to_string_lossy()], &[])?;
-        self.kbs.operate(&["allow", KEY_URI, NODE], &[])?;
-        self.check("coffer dev-kbs register put key and PCRs 0-7 into the policy, allow named the node", true);
+        let said = self.kbs.operate(&["register", "--pcrs", "0-7", NODE, &file.to_string_lossy()])?;
+        self.check(&format!("coffer dev-kbs register: {said}"), true);
         Ok(())
     }
 
     fn store_secret(&mut self) -> Result<()> {
-        let mut secret = [0; 32];
-        std::fs::File::open("/dev/urandom")?.read_exact(&mut secret)?;
-        self.kbs.operate(&["put", KEY_URI], &secret)?;
-        self.check("coffer dev-kbs put stored 32 random bytes for the StorageClass", true);
+        let said = self.kbs.operate(&["put", "--allow", NODE, KEY_URI])?;
+        self.check(&format!("coffer dev-kbs put, 32 random bytes: {said}"), true);
         Ok(())
     }
 }

@@ -22,7 +22,7 @@ const RECOVERY_SECONDS: u64 = 30;
 
 impl Story {
     pub(super) fn refuse(&mut self, volume: &Volume) -> Result<()> {
-        self.kbs.operate(&["deny", KEY_URI, NODE], &[])?;
+        self.kbs.operate(&["deny", KEY_URI, NODE])?;
         self.delete_pod(volume)?;
         let before = traces::digests(&self.cluster.guest, &volume.id)?;
         let releases = self.kbs.releases()?.len();
@@ -37,7 +37,7 @@ impl Story {
         self.check("the KBS released nothing", self.kbs.releases()?.len() == releases);
 
         self.refusals(2)?;
-        self.kbs.operate(&["allow", KEY_URI, NODE], &[])?;
+        self.kbs.operate(&["allow", KEY_URI, NODE])?;
         let restored = Instant::now();
         self.ready_pod(POD_DEADLINE, |_| true)?;
         let seconds = restored.elapsed().as_secs_f64();
