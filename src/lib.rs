@@ -2,7 +2,11 @@
 
 #[cfg(feature = "dev")]
 pub mod dev_kbs;
-pub mod device;
+pub mod grpc;
+pub mod inspect;
+pub mod lifecycle;
+pub mod provision;
 pub mod key;
+pub mod device;
 pub mod record;
 pub mod volume;

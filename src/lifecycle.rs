@@ -186,25 +186,30 @@ impl Host {
     fn delete(&self, id: &VolumeId) -> Result<()> {
         self.pool.ready()?;
         let record = self.pool.get(id).ok();
-        let kernel = match self.look(id, record.as_ref().map(|record| self.pool.shape(record)).as_ref()) {
+        let shape = record.as_ref().map(|record| self.pool.shape(record));
+        let kernel = match self.look(id, shape.as_ref()) {
             Err(error) if error.reason() == Reason::ForeignDevice => Kernel::default(),
             looked => looked?,
         };
-        let block_is_open =
-            record.is_some_and(|record| record.content == Content::Block) && kernel.mapper == Mapper::Live;
-        if block_is_open || !kernel.mounts.is_empty() {
+        let is_block = record.is_some_and(|record| record.content == Content::Block);
+        if !kernel.mounts.is_empty() || (is_block && kernel.mapper == Mapper::Live) {
             let message = format!("volume {id} is still staged on this node; it is deleted once it is unstaged");
             return Err(Error::new(Reason::StillStaged, message));
         }
-        self.release(id, &kernel)?;
+        self.release(id, shape.as_ref(), kernel)?;
         self.pool.delete(id)
     }
 
     /// Removes the mapper and leftover loop devices of a volume that is mounted nowhere.
-    fn release(&self, id: &VolumeId, kernel: &Kernel) -> Result<()> {
+    fn release(&self, id: &VolumeId, shape: Option<&Shape>, mut kernel: Kernel) -> Result<()> {
         if matches!(kernel.mapper, Mapper::HalfMade | Mapper::Live) {
             self.machine.close(id)?;
+            // The loop under the mapper has gone with it, and its number may be somebody else's by now.
+            kernel = self.machine.look(id, shape)?;
         }
         if kernel.loops.is_empty() { Ok(()) } else { self.machine.detach(&kernel.loops) }
     }
 }
+
+#[cfg(test)]
+mod tests;

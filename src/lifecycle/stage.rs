@@ -54,7 +54,7 @@ impl Host {
             return Ok(());
         }
         let climbed =
-            self.clear_half_done(&record, &kernel, request).and_then(|()| self.climb(record, &shape, request));
+            self.clear_half_done(&record, &shape, kernel, request).and_then(|()| self.climb(record, &shape, request));
         if let Err(error) = climbed {
             self.descend_after_refusal(&shape, request);
             self.note(&request.id, &error);
@@ -94,16 +94,16 @@ impl Host {
 
     /// Removes what a killed call has left, so that the climb starts from the ground. An open volume whose record is
     /// Ready is complete and is climbed from where it is.
-    fn clear_half_done(&self, record: &Record, kernel: &Kernel, request: &StageRequest) -> Result<()> {
+    fn clear_half_done(&self, record: &Record, shape: &Shape, kernel: Kernel, request: &StageRequest) -> Result<()> {
         let complete = record.state == State::Ready && kernel.mapper == Mapper::Live;
-        if complete { Ok(()) } else { self.descend(&request.id, kernel, &request.staging_path) }
+        if complete { Ok(()) } else { self.descend(&request.id, Some(shape), kernel, &request.staging_path) }
     }
 
     /// The kubelet may never call unstage after a refusal: whatever is up comes down now, unless a pod uses it.
     fn descend_after_refusal(&self, shape: &Shape, request: &StageRequest) {
         let descended = self
             .look(&request.id, Some(shape))
-            .and_then(|kernel| self.descend(&request.id, &kernel, &request.staging_path));
+            .and_then(|kernel| self.descend(&request.id, Some(shape), kernel, &request.staging_path));
         if let Err(error) = descended {
             tracing::warn!(%error, "a refused stage could not be undone");
         }
@@ -119,7 +119,7 @@ impl Host {
             }
             looked => looked?,
         };
-        self.descend(id, &kernel, staging_path)?;
+        self.descend(id, shape.as_ref(), kernel, staging_path)?;
         let left = self.machine.look(id, shape.as_ref())?;
         if left.mapper == Mapper::Absent && left.mounts.is_empty() {
             return Ok(());
@@ -128,15 +128,15 @@ impl Host {
     }
 
     /// Takes the volume down from its staging path to the ground. A pod that still uses it is left alone.
-    fn descend(&self, id: &VolumeId, kernel: &Kernel, staging_path: &Path) -> Result<()> {
+    fn descend(&self, id: &VolumeId, shape: Option<&Shape>, kernel: Kernel, staging_path: &Path) -> Result<()> {
         if let Some(mount) = kernel.mounts.iter().find(|mount| mount.path != staging_path) {
             let message = format!("volume {id} is still mounted at {}; it stays open", mount.path.display());
             return Err(Error::new(Reason::PublishConflict, message));
         }
-        if mounted_at(kernel, staging_path).is_some() {
+        if mounted_at(&kernel, staging_path).is_some() {
             self.machine.unmount(staging_path)?;
         }
-        self.release(id, kernel)
+        self.release(id, shape, kernel)
     }
 }
 
