@@ -12,6 +12,7 @@ mod leaks_are_caught;
 mod leftovers;
 mod publishing;
 mod refusals;
+mod sanity;
 mod scene;
 mod secrecy;
 mod space;

@@ -69,6 +69,8 @@ enum Command {
         #[arg(long)]
         soak: bool,
     },
+    /// Run csi-sanity in a fresh node, with mounts and with block devices.
+    Sanity,
     /// Boot a fresh node without Kubernetes and leave it up for `shell`.
     Up,
     /// Tell the story of one volume in a fresh Kubernetes of one node.
@@ -117,6 +119,7 @@ fn run(arguments: Arguments) -> Result<()> {
         }
         Command::Unit { filter } => suites::unit(&filter),
         Command::Kernel { filter, soak } => suites::kernel(&run.join("kernel"), &filter, soak),
+        Command::Sanity => suites::sanity(&run.join("sanity")),
         Command::Up => {
             sandbox::enter()?;
             let programs = programs::Programs::product()?;

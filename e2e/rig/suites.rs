@@ -13,6 +13,7 @@ use anyhow::Result;
 
 use crate::guest::Guest;
 use crate::image::Image;
+use crate::kubernetes;
 use crate::machine::Machine;
 use crate::machine::Spec;
 use crate::process::Fate;
@@ -68,6 +69,23 @@ pub(crate) fn kernel(run: &Path, filter: &str, soak: bool) -> Result<()> {
     let mut count = Count::default();
     let status = show(&guest, &script, |line| {
         if let Some(found) = Count::of_rust(line) {
+            count = count.and(found);
+        }
+    });
+    finish(&machine, count, status)
+}
+
+/// csi-sanity in a fresh node; its own cases are what is counted.
+pub(crate) fn sanity(run: &Path) -> Result<()> {
+    let programs = stage("Build", || {
+        Programs::product()?.with_test("kernel")?.with(&kubernetes::programs()?.join("csi-sanity"))
+    })?;
+    Image::get()?;
+    sandbox::enter()?;
+    let (machine, guest) = boot(run, &programs, Fate::WithRig)?;
+    let mut count = Count::default();
+    let status = show(&guest, "/share/bin/test-kernel --test-threads=1 --ignored --nocapture sanity 2>&1", |line| {
+        if let Some(found) = Count::of_ginkgo(line) {
             count = count.and(found);
         }
     });

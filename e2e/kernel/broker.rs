@@ -1,0 +1,190 @@
+//! The KBS of the tests: `coffer dev-kbs`, over HTTPS, which knows this machine's TPM.
+
+use std::fs;
+use std::fs::File;
+use std::io::Read;
+use std::io::Write;
+use std::net::TcpStream;
+use std::process::Child;
+use std::process::Command;
+use std::process::Stdio;
+use std::sync::Mutex;
+use std::sync::OnceLock;
+use std::time::Duration;
+use std::time::Instant;
+
+use coffer::key::VolumeKeys;
+use coffer::volume::SecretBytes;
+use coffer::volume::VolumeId;
+use zeroize::Zeroizing;
+
+use crate::scene::shell;
+
+/// The key of every volume in these tests.
+pub(crate) const KEY_URI: &str = "kbs:///default/volumes/test";
+const STATE: &str = "/run/kbs";
+const PORT: u16 = 8443;
+const GARBAGE_PORT: u16 = 8444;
+const NODE: &str = "node1";
+
+/// See the module. There is one for all tests, because registering a TPM takes a while.
+pub(crate) struct Broker {
+    server: Mutex<Option<Child>>,
+    secret: [u8; 32],
+}
+
+impl Broker {
+    /// The KBS, started when first asked for.
+    pub(crate) fn get() -> &'static Self {
+        static BROKER: OnceLock<Broker> = OnceLock::new();
+        BROKER.get_or_init(|| {
+            let mut secret = [0; 32];
+            File::open("/dev/urandom").and_then(|mut random| random.read_exact(&mut secret)).expect("random bytes");
+            shell(&format!("rm -rf {STATE}; mkdir {STATE}"));
+            shell(&format!("coffer attest --attester tpm --output json >{STATE}/attest.json"));
+            shell(&format!("coffer dev-kbs --state {STATE} register --pcrs 0-7 {NODE} {STATE}/attest.json"));
+            Self { server: Mutex::new(None), secret }
+        })
+    }
+
+    /// Runs, trusts this node, and has the right secret.
+    pub(crate) fn reset(&self) {
+        let mut server = self.server.lock().expect("no holder of this lock panics");
+        if server.is_none() {
+            *server = Some(serve(STATE, PORT));
+        }
+        self.put_secret(&self.secret);
+        shell(&format!("coffer dev-kbs --state {STATE} allow {KEY_URI} {NODE}"));
+    }
+
+    /// Ends the server.
+    pub(crate) fn stop(&self) {
+        let server = self.server.lock().expect("no holder of this lock panics").take();
+        let mut server = server.expect("the KBS runs");
+        server.kill().expect("the KBS is our child");
+        server.wait().expect("the KBS is our child");
+    }
+
+    /// Takes the node out of the key's policy.
+    pub(crate) fn deny(&self) {
+        shell(&format!("coffer dev-kbs --state {STATE} deny {KEY_URI} {NODE}"));
+    }
+
+    /// Loses every secret.
+    pub(crate) fn remove_secret(&self) {
+        fs::write(format!("{STATE}/secrets.json"), "{}").expect("written");
+    }
+
+    /// Stores `secret` in place of the one that is there.
+    pub(crate) fn put_secret(&self, secret: &[u8]) {
+        let mut put = Command::new("coffer")
+            .args(["dev-kbs", "--state", STATE, "put", "--stdin", "--replace", KEY_URI])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("coffer starts");
+        put.stdin.take().expect("a pipe").write_all(secret).expect("coffer reads the secret");
+        assert!(put.wait().expect("our child").success(), "the secret was not stored");
+    }
+
+    /// The right secret.
+    pub(crate) fn secret(&self) -> [u8; 32] {
+        self.secret
+    }
+
+    /// The text that unlocks the keyslot of the volume `id`.
+    pub(crate) fn passphrase(&self, id: &str) -> SecretBytes {
+        let secret = SecretBytes::new(Zeroizing::new(self.secret.to_vec()));
+        let id = VolumeId::parse(id).expect("an id");
+        VolumeKeys::derive(&secret, &id).expect("32 bytes are enough").passphrase
+    }
+
+    /// How often a key was released so far.
+    pub(crate) fn releases(&self) -> usize {
+        fs::read_to_string(format!("{STATE}/release.log")).unwrap_or_default().lines().count()
+    }
+
+    /// Flags that make a driver use this KBS.
+    pub(crate) fn flags(&self) -> Vec<String> {
+        flags(PORT, STATE)
+    }
+
+    /// The same authority at another port of this machine.
+    pub(crate) fn flags_for_port(&self, port: u16) -> Vec<String> {
+        flags(port, STATE)
+    }
+
+    /// This KBS, but a driver that trusts another authority.
+    pub(crate) fn flags_for_another_authority(&self) -> Vec<String> {
+        let other = "/run/other-kbs";
+        let mut server = serve(other, GARBAGE_PORT);
+        server.kill().expect("our child");
+        server.wait().expect("our child");
+        flags(PORT, other)
+    }
+
+    /// A server with a certificate of the right authority that answers every request with a page of text.
+    pub(crate) fn start_garbage(&self) -> Garbage {
+        shell(&format!(
+            "cd {STATE}
+             printf 'subjectAltName=IP:127.0.0.1\nextendedKeyUsage=serverAuth\n' >garbage.ext
+             openssl req -new -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj /CN=garbage \
+                 -keyout garbage.key -out garbage.csr
+             openssl x509 -req -in garbage.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 1 \
+                 -extfile garbage.ext -out garbage.pem"
+        ));
+        let server = Command::new("openssl")
+            .args(["s_server", "-quiet", "-www", "-accept", &format!("127.0.0.1:{GARBAGE_PORT}")])
+            .args(["-cert", &format!("{STATE}/garbage.pem"), "-key", &format!("{STATE}/garbage.key")])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("openssl starts");
+        wait_for_port(GARBAGE_PORT);
+        Garbage(server)
+    }
+}
+
+/// A running server that is no KBS.
+pub(crate) struct Garbage(Child);
+
+impl Garbage {
+    /// Where it listens.
+    pub(crate) fn port(&self) -> u16 {
+        GARBAGE_PORT
+    }
+}
+
+impl Drop for Garbage {
+    fn drop(&mut self) {
+        // An error means that it is gone already.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn flags(port: u16, state: &str) -> Vec<String> {
+    let url = format!("https://127.0.0.1:{port}");
+    ["--attester", "tpm", "--kbs-url", &url, "--kbs-ca", &format!("{state}/ca.pem")].map(str::to_owned).to_vec()
+}
+
+fn serve(state: &str, port: u16) -> Child {
+    let log = File::options().create(true).append(true).open("/log/dev-kbs.log").expect("the log");
+    let server = Command::new("coffer")
+        .args(["dev-kbs", "--state", state, "serve", "--listen", &format!("127.0.0.1:{port}")])
+        .stdout(log.try_clone().expect("a second handle"))
+        .stderr(log)
+        .spawn()
+        .expect("coffer starts");
+    wait_for_port(port);
+    server
+}
+
+fn wait_for_port(port: u16) {
+    let start = Instant::now();
+    while TcpStream::connect(("127.0.0.1", port)).is_err() {
+        assert!(start.elapsed() < Duration::from_secs(30), "nobody listens on port {port}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
