@@ -10,7 +10,7 @@ T      :=
 PACKAGES := mmdebstrap qemu-system-x86 swtpm libcryptsetup-dev libclang-dev clang libtss2-dev tpm2-tools \
             cryptsetup-bin e2fsprogs xfsprogs pkg-config iproute2 jq strace openssl
 
-.PHONY: setup build lint unit kernel demo cluster shell down
+.PHONY: setup build lint unit kernel sanity demo cluster shell down
 
 # Debian packages that are missing; asks the mirror only if one is.
 setup:
@@ -42,6 +42,10 @@ demo: build
 # The same story as a test.
 cluster: build
 	$(RIG) --run .rig/cluster demo
+
+# csi-sanity in full against the real kernel, with mounts and with block devices.
+sanity: build
+	$(RIG) sanity
 
 # A shell on the node that `make demo KEEP=1` left up; `make down` ends it.
 shell:
