@@ -114,7 +114,11 @@ impl fmt::Display for Overview {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "pool {} in {}, {} MiB available", self.pool.pool_id, self.path, self.available_bytes >> 20)?;
         writeln!(f)?;
-        writeln!(f, "{:<35}  {:>10}  {:<5}  {:<10}  {:<9}  {:>6}  CLAIM", "VOLUME", "MIB", "IS", "RECORD", "KERNEL", "MOUNTS")?;
+        writeln!(
+            f,
+            "{:<35}  {:>10}  {:<5}  {:<10}  {:<9}  {:>6}  CLAIM",
+            "VOLUME", "MIB", "IS", "RECORD", "KERNEL", "MOUNTS"
+        )?;
         self.volumes.iter().try_for_each(|volume| volume.fmt_row(f))
     }
 }

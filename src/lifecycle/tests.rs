@@ -182,9 +182,7 @@ async fn a_refused_stage_leaves_nothing_and_the_next_one_succeeds() {
 /// A driver that died at a verb could not descend. The next one converges, and formats only what was never Ready.
 #[tokio::test]
 async fn the_next_driver_converges_from_wherever_the_last_one_died() {
-    for (verb, undo) in
-        [(Verb::Open, Verb::Close), (Verb::MakeFilesystem, Verb::Close), (Verb::Mount, Verb::Unmount)]
-    {
+    for (verb, undo) in [(Verb::Open, Verb::Close), (Verb::MakeFilesystem, Verb::Close), (Verb::Mount, Verb::Unmount)] {
         let mut world = World::new();
         let id = world.create(EXT4).await;
         // Failing to close or unmount leaves standing what a killed driver would leave.
