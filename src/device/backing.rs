@@ -36,6 +36,9 @@ pub struct Attached {
     pub path: PathBuf,
 }
 
+/// With less room than this a pool counts as full: filesystems keep a few blocks for themselves.
+const FULL_BYTES: u64 = 4 << 20;
+
 /// Makes the sparse image at `path`, which must not exist, and makes its length durable. The directory entry is made
 /// durable by whoever owns the directory.
 pub fn create(path: &Path, backing_bytes: u64) -> Result<()> {
@@ -138,6 +141,19 @@ pub fn loops_on(path: &Path) -> Result<Vec<PathBuf>> {
 /// Detaches `loops`, as far as no device stands on them.
 pub fn detach(loops: &[PathBuf]) -> Result<()> {
     loops.iter().try_for_each(|node| loops::clear(node))
+}
+
+/// Whether the filesystem under the image that carries the device-mapper device `node` has no room left: the loop
+/// driver turns that into plain I/O errors.
+#[must_use]
+pub fn pool_is_full(node: &Path) -> bool {
+    let slaves = Path::new("/sys/block").join(node.file_name().unwrap_or_default()).join("slaves");
+    let loops = std::fs::read_dir(slaves).into_iter().flatten().filter_map(std::result::Result::ok);
+    let mut images = loops.filter_map(|entry| std::fs::read_to_string(entry.path().join("loop/backing_file")).ok());
+    images.any(|image| {
+        let space = rustix::fs::statvfs(image.trim_end_matches('\n'));
+        space.is_ok_and(|space| space.f_bavail.saturating_mul(space.f_frsize) < FULL_BYTES)
+    })
 }
 
 /// Opens the plain file at `path`.

@@ -63,7 +63,7 @@ pub fn of_device(table: &[Line], device: (u32, u32), node: &str) -> Vec<Mount> {
         .filter_map(|line| {
             let kind = if line.device == device {
                 MountKind::Filesystem
-            } else if line.is_device_node(node) {
+            } else if line.bound_node() == Some(node) {
                 MountKind::DeviceNode
             } else {
                 return None;
@@ -96,7 +96,7 @@ pub fn resolve(path: &Path) -> Result<PathBuf> {
 /// Mounts the filesystem on `device` at the existing directory `target`.
 pub fn stage(device: &Path, fs: FsType, target: &Path, options: &MountOptions) -> Result<()> {
     check_flags(&options.flags)?;
-    let directory = open_target(target, FileType::Directory)?;
+    let directory = open_target(target, FileType::Directory, Reason::StagingMissing)?;
     let (mount_flags, data) = flags::translate(fs, options);
     let data = std::ffi::CString::new(data).expect("the allow-list lets no NUL pass");
     // The link in /proc names the directory that was checked, whatever has been put at its path since.
@@ -133,11 +133,13 @@ pub fn publish_filesystem(staged: &Path, target: &Path, read_only: bool) -> Resu
     };
     let tree = clone_mount(staged).map_err(missing)?;
     match DirBuilder::new().mode(0o750).create(target) {
-        Err(cause) if cause.kind() != io::ErrorKind::AlreadyExists => return Err(target_error(target, cause)),
+        Err(cause) if cause.kind() != io::ErrorKind::AlreadyExists => {
+            return Err(target_error(target, Reason::InvalidArgument, cause));
+        }
         _ => {}
     }
     let hardened = libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV;
-    attach(&tree, hardened, &open_target(target, FileType::Directory)?, target, read_only)
+    attach(&tree, hardened, &open_target(target, FileType::Directory, Reason::InvalidArgument)?, target, read_only)
 }
 
 /// Shows the block device `node` at `target`, which is created as an empty file and covered by the device node.
@@ -149,11 +151,19 @@ pub fn publish_block(node: &Path, target: &Path, read_only: bool) -> Result<()> 
         Error::new(Reason::Internal, format!("the device node {} cannot be opened", node.display())).caused_by(errno)
     })?;
     match OpenOptions::new().write(true).create_new(true).mode(0o600).open(target) {
-        Err(cause) if cause.kind() != io::ErrorKind::AlreadyExists => return Err(target_error(target, cause)),
+        Err(cause) if cause.kind() != io::ErrorKind::AlreadyExists => {
+            return Err(target_error(target, Reason::InvalidArgument, cause));
+        }
         _ => {}
     }
     // Never nodev here: it would make the one thing that stands at this mount unusable.
-    attach(&tree, libc::MOUNT_ATTR_NOSUID, &open_target(target, FileType::RegularFile)?, target, read_only)
+    attach(
+        &tree,
+        libc::MOUNT_ATTR_NOSUID,
+        &open_target(target, FileType::RegularFile, Reason::InvalidArgument)?,
+        target,
+        read_only,
+    )
 }
 
 /// A copy of the mount at `path` that is attached nowhere yet.
@@ -190,14 +200,16 @@ fn set_attributes(tree: &OwnedFd, attr_set: u64) -> Result<(), Errno> {
     if done == 0 { Ok(()) } else { Err(Errno::from_io_error(&io::Error::last_os_error()).unwrap_or(Errno::IO)) }
 }
 
-/// Opens `target` without following a link at its end, and refuses one of another type or one that is covered.
-fn open_target(target: &Path, expected: FileType) -> Result<OwnedFd> {
-    let opened = rustix::fs::open(target, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
-        .map_err(|errno| target_error(target, errno.into()))?;
-    let found = rustix::fs::fstat(&opened).map_err(|errno| target_error(target, errno.into()))?;
+/// Opens `target` without following a link at its end. `wrong` is the reason when it is missing or of another type;
+/// one that is covered by a mount is refused too.
+fn open_target(target: &Path, expected: FileType, wrong: Reason) -> Result<OwnedFd> {
+    let failed = |errno: Errno| target_error(target, wrong, errno.into());
+    let opened = rustix::fs::open(target, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty());
+    let opened = opened.map_err(failed)?;
+    let found = rustix::fs::fstat(&opened).map_err(failed)?;
     if FileType::from_raw_mode(found.st_mode) != expected {
         let expected = if expected == FileType::Directory { "a directory" } else { "a plain file" };
-        return Err(Error::new(Reason::InvalidArgument, format!("{} is not {expected}", target.display())));
+        return Err(Error::new(wrong, format!("{} is not {expected}", target.display())));
     }
     let place = resolve(target)?;
     if table()?.iter().any(|line| line.mount_point == place) {
@@ -206,9 +218,9 @@ fn open_target(target: &Path, expected: FileType) -> Result<OwnedFd> {
     Ok(opened)
 }
 
-fn target_error(target: &Path, cause: io::Error) -> Error {
+fn target_error(target: &Path, wrong: Reason, cause: io::Error) -> Error {
     let reason = match cause.kind() {
-        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => Reason::StagingMissing,
+        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => wrong,
         _ => Reason::Internal,
     };
     Error::new(reason, format!("{} cannot be used as a mount point: {cause}", target.display())).caused_by(cause)

@@ -157,12 +157,12 @@ pub(super) fn all() -> Result<Vec<(String, Option<PathBuf>)>> {
 /// Whether the loop device `name` sits on the file `found`.
 pub(super) fn sits_on(name: &str, found: &Metadata) -> Result<bool> {
     let failed = |cause: io::Error| Error::new(Reason::Internal, format!("/dev/{name} cannot be asked: {cause}"));
-    let device = File::open(Path::new("/dev").join(name)).map_err(failed)?;
-    match status(&device) {
+    let asked = File::open(Path::new("/dev").join(name)).and_then(|device| Ok(status(&device)?));
+    match asked {
         Ok(status) => Ok((status.lo_device, status.lo_inode) == identity(found)),
         // It was detached between the listing and now.
-        Err(Errno::NXIO) => Ok(false),
-        Err(errno) => Err(failed(errno.into())),
+        Err(cause) if cause.raw_os_error() == Some(Errno::NXIO.raw_os_error()) => Ok(false),
+        Err(cause) => Err(failed(cause)),
     }
 }
 

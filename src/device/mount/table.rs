@@ -37,10 +37,11 @@ impl Line {
         self.options.iter().any(|option| option == "ro")
     }
 
-    /// Whether this is the device node `node` (`dm-3`), bound from the kernel's own /dev.
+    /// The device node that is bound here from the kernel's own /dev, as it is called there: `dm-3`, or
+    /// `dm-3//deleted` after its device was removed.
     #[must_use]
-    pub fn is_device_node(&self, node: &str) -> bool {
-        self.fs_type == "devtmpfs" && self.root.strip_prefix("/").is_ok_and(|root| root.as_os_str() == node)
+    pub fn bound_node(&self) -> Option<&str> {
+        (self.fs_type == "devtmpfs").then(|| self.root.to_str()?.strip_prefix('/')).flatten()
     }
 }
 
