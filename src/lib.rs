@@ -1,4 +1,57 @@
 //! Coffer: a Kubernetes CSI driver whose volumes open only on nodes that have proved what they are.
+//!
+//! # Bird's-eye view
+//! A claim of a Coffer StorageClass becomes an image file in a pool on one node. The first stage formats it as LUKS2
+//! with keys derived from a secret that a Key Broker Service (KBS) released to this node after remote attestation;
+//! every later stage opens it the same way. Only ciphertext leaves the node's memory.
+//!
+//! ```text
+//!   provisioner, kubelet                                          Key Broker Service
+//!          | CSI over a Unix socket                                      ^ TLS, evidence, JWE
+//!  .-------v------------------------------------------------------.     |
+//!  | grpc       the door: proto -> words of `volume` -> proto     |     |
+//!  | inspect    what an operator may see                          |     |
+//!  |--------------------------------------------------------------|     |
+//!  | lifecycle  one operation per volume at a time; the ladder    |     |
+//!  |   Absent -> Attached -> Prepared -> Open -> Mounted          |     |
+//!  |--------------------------------------------------------------|     |
+//!  | provision  backings and records in the pool's directory      |     |
+//!  | key        trait KeySource: the secret, or why not ----------|-----'
+//!  | device     trait Machine: loop, LUKS2 header, dm, mounts     |----> kernel
+//!  | record     volume.json and pool.json                         |----> pool
+//!  |--------------------------------------------------------------|
+//!  | volume     ids, profiles, sizes, errors; no I/O              |
+//!  '--------------------------------------------------------------'
+//! ```
+//!
+//! The modules below are in reading order, and a file uses only floors below its own; `e2e/house.rs` enforces it.
+//! `src/main.rs` alone reads flags and environment and picks implementations. `proto/` is the wire, `e2e/` looks at
+//! the program from outside, on a real kernel and a real Kubernetes.
+//!
+//! # Where to look
+//! | Question | File |
+//! |---|---|
+//! | Which code does the kubelet get for this error? | `grpc/status.rs`, one table |
+//! | What may a StorageClass say? | `grpc/class.rs`, `device/mount/flags.rs` |
+//! | When may a volume be formatted? | `lifecycle/stage/` |
+//! | What is believed of a header on the disk? | `device/header.rs` |
+//! | What is on the disk? | `record.rs`, `volume.rs`, `device/crypt.rs` |
+//! | What does a KBS see? | `key/kbs.rs`, `key/evidence.rs` |
+//!
+//! # Invariants
+//! - A backing may veto a format and never permits one: only the record does, and only until it says `Ready`. What
+//!   cannot be read is never taken for empty.
+//! - libcryptsetup never sees the backing: it works on a frozen copy of a header that our own parser compared with the
+//!   profile and whose seal was verified. The dm table is ours, and is read back.
+//! - A refused stage leaves nothing behind on the node: after a final code the kubelet may never call unstage.
+//! - Nothing about a volume is remembered in the process except that it is busy. Kernel and record are the only memory,
+//!   so a restart needs no recovery of its own.
+//! - Work that has begun goes on when its caller gives up.
+//! - A secret is fetched when the next step needs it and is gone with the call. It is in no error, log line, argument,
+//!   environment or file, and in no type that can be printed.
+//! - Every error carries one [`volume::Reason`], the same word in the gRPC message, the Event, the health entry and the
+//!   log. Only `grpc` knows proto and `Status`.
+//! - Unmounts and removals are never recursive, and never touch what the volume does not own.
 
 #[cfg(feature = "dev")]
 pub mod dev_kbs;
