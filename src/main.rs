@@ -1,2 +1,337 @@
-//! Flags and environment.
-fn main() {}
+//! Flags and environment: picks the implementations and starts them. Nothing else reads either.
+//!
+//! A wrong configuration ends the program at once, with one line that says what is wrong and exit status 2.
+
+use std::fmt::Display;
+use std::future::Future;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use clap::Args;
+use clap::Parser;
+use clap::Subcommand;
+use clap::ValueEnum;
+use clap::error::ErrorKind;
+use rustix::process::DumpableBehavior;
+use rustix::process::Resource;
+use rustix::process::Rlimit;
+use tokio::signal::unix::SignalKind;
+use tokio::signal::unix::signal;
+use tracing_subscriber::EnvFilter;
+
+#[cfg(feature = "dev")]
+use coffer::dev_kbs;
+use coffer::device::Machine;
+use coffer::device::linux::LinuxMachine;
+use coffer::grpc::Door;
+use coffer::grpc::Sockets;
+use coffer::grpc::parse_endpoint;
+use coffer::inspect;
+use coffer::key::KeySource;
+use coffer::key::evidence::Attester;
+use coffer::key::kbs::KbsClient;
+use coffer::key::kbs::KbsConfig;
+use coffer::key::kbs::Limits;
+use coffer::lifecycle::Lifecycle;
+use coffer::provision::LocalPool;
+use coffer::volume::Error;
+use coffer::volume::Reason;
+use coffer::volume::Result;
+use coffer::volume::VolumeId;
+
+/// A Kubernetes CSI driver for encrypted volumes. Each volume's key is held by a Key Broker Service (KBS), which
+/// releases it only to a node that has proved, by remote attestation, what it is and what it runs.
+///
+/// Start with `coffer pool init DIR` on a disk for volumes, show the KBS's operator what the node proves with
+/// `coffer attest`, and run the driver with `coffer all`.
+#[derive(Debug, Parser)]
+#[command(name = "coffer", version, arg_required_else_help = true)]
+struct Cli {
+    /// What log lines look like.
+    #[arg(long, env = "COFFER_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text, global = true)]
+    log_format: LogFormat,
+    /// What is logged: error, warn, info, debug, trace, or a filter such as coffer::lifecycle=debug.
+    #[arg(long, env = "COFFER_LOG", default_value = "info", global = true, value_name = "FILTER")]
+    log: String,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the driver: controller and node service on one socket, for one machine and its pool
+    #[command(after_help = ALL_EXAMPLE)]
+    All(All),
+    /// The directory that holds volumes
+    #[command(subcommand)]
+    Pool(Pool),
+    /// Print what this machine proves to a KBS, in the form that a policy needs
+    #[command(after_help = ATTEST_EXAMPLE)]
+    Attest(Attest),
+    /// Look at volumes on this machine, without Kubernetes and without keys
+    #[command(subcommand)]
+    Volume(Volume),
+    /// A small KBS for evaluation and tests
+    #[cfg(feature = "dev")]
+    DevKbs(dev_kbs::DevKbsArgs),
+}
+
+const ALL_EXAMPLE: &str = "\
+Example:
+  coffer all --endpoint unix:///var/lib/kubelet/plugins/csi.coffer.dev/csi.sock --node-name node1 \\
+      --pool /var/lib/coffer/pool --kbs-url https://kbs.example:8443 --kbs-ca /etc/coffer/kbs-ca.crt --attester tpm
+
+The pool may be made, mounted or unmounted while the driver runs. The KBS is contacted when a volume is staged.";
+
+const ATTEST_EXAMPLE: &str = "\
+Example:
+  coffer attest --attester tpm --output json > node1.json";
+
+#[derive(Debug, Args)]
+struct All {
+    /// The CSI socket: unix:// and an absolute path that ends in .sock
+    #[arg(long, env = "CSI_ENDPOINT", value_parser = parse_endpoint, value_name = "unix:///PATH.sock")]
+    endpoint: PathBuf,
+    /// What Kubernetes calls this node
+    #[arg(long, env = "NODE_NAME", value_parser = parse_node_name)]
+    node_name: String,
+    /// The pool's directory, made with `coffer pool init`
+    #[arg(long, env = "COFFER_POOL", value_name = "DIR")]
+    pool: PathBuf,
+    /// Where the KBS is
+    #[arg(long, env = "COFFER_KBS_URL", value_name = "https://HOST[:PORT]")]
+    kbs_url: String,
+    /// PEM file of the CA that signed the KBS's certificate; no other is believed
+    #[arg(long, env = "COFFER_KBS_CA", value_name = "FILE")]
+    kbs_ca: Option<PathBuf>,
+    /// Allow http:// to the KBS, for development: only together with the attester `sample`
+    #[arg(long, env = "COFFER_INSECURE_KBS_HTTP")]
+    insecure_kbs_http: bool,
+    #[command(flatten)]
+    attester: AttesterFlags,
+    /// The kubelet's directory, where the driver registers itself; empty: it does not
+    #[arg(long, env = "COFFER_KUBELET_DIR", default_value = "/var/lib/kubelet", value_name = "DIR")]
+    kubelet_dir: String,
+    /// How many volumes the node may have staged; 0: no limit
+    #[arg(long, env = "COFFER_MAX_VOLUMES", default_value_t = 256, value_name = "N")]
+    max_volumes: u32,
+}
+
+#[derive(Debug, Args)]
+struct AttesterFlags {
+    /// Who makes the proof on this machine. There is no fallback
+    #[arg(long, env = "COFFER_ATTESTER", value_enum)]
+    attester: AttesterKind,
+    /// How to reach the TPM, as the TSS writes it
+    #[arg(long, env = "COFFER_TCTI", default_value = "device:/dev/tpmrm0")]
+    tcti: String,
+    /// File with the password of the TPM's endorsement hierarchy, if it has one
+    #[arg(long, env = "COFFER_ENDORSEMENT_AUTH_FILE", value_name = "FILE")]
+    endorsement_auth_file: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum AttesterKind {
+    /// A TPM 2.0: proves what was booted
+    #[cfg(feature = "tpm")]
+    Tpm,
+    /// No proof at all, for development
+    #[cfg(feature = "dev")]
+    Sample,
+}
+
+#[derive(Debug, Subcommand)]
+enum Pool {
+    /// Make DIR a pool; one that is already there is kept
+    Init {
+        /// An empty directory on the disk for volumes, or one to make
+        dir: PathBuf,
+    },
+}
+
+#[derive(Debug, Args)]
+struct Attest {
+    #[command(flatten)]
+    attester: AttesterFlags,
+    /// How to print it
+    #[arg(long, value_enum, default_value_t = Output::Text)]
+    output: Output,
+}
+
+#[derive(Debug, Subcommand)]
+enum Volume {
+    /// The pool and its volumes: what the records say and what the kernel holds
+    List(Look),
+    /// One volume in full
+    Inspect {
+        /// The volume's id, `spec.csi.volumeHandle` of its PersistentVolume
+        id: String,
+        #[command(flatten)]
+        look: Look,
+    },
+}
+
+#[derive(Debug, Args)]
+struct Look {
+    /// The pool's directory
+    #[arg(long, env = "COFFER_POOL", value_name = "DIR")]
+    pool: PathBuf,
+    /// How to print it
+    #[arg(long, value_enum, default_value_t = Output::Text)]
+    output: Output,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Output {
+    Text,
+    Json,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum LogFormat {
+    Text,
+    Json,
+}
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(refusal) => return explain(&refusal),
+    };
+    if let Err(error) = start_log(&cli).and_then(|()| forbid_core_dumps()) {
+        return fail(&error);
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    let outcome = runtime
+        .map_err(|error| Error::new(Reason::Internal, "the runtime does not start").caused_by(error))
+        .and_then(|runtime| runtime.block_on(run(cli.command)));
+    outcome.map_or_else(|error| fail(&error), |()| ExitCode::SUCCESS)
+}
+
+async fn run(command: Command) -> Result<()> {
+    match command {
+        Command::All(flags) => serve(flags).await,
+        Command::Pool(Pool::Init { dir }) => {
+            println!("{} is pool {}", dir.display(), LocalPool::init(&dir)?.pool_id);
+            Ok(())
+        }
+        Command::Attest(flags) => {
+            let description = attester(flags.attester)?.describe().await?;
+            print(flags.output, &description);
+            Ok(())
+        }
+        Command::Volume(Volume::List(look)) => {
+            print(look.output, &inspect::list(&LocalPool::open(look.pool), &LinuxMachine::default())?);
+            Ok(())
+        }
+        Command::Volume(Volume::Inspect { id, look }) => {
+            let not_found = || Error::new(Reason::VolumeNotFound, format!("{id:?} is not an id of this driver"));
+            let id = VolumeId::parse(&id).ok_or_else(not_found)?;
+            print(look.output, &inspect::volume(&LocalPool::open(look.pool), &LinuxMachine::default(), &id)?);
+            Ok(())
+        }
+        #[cfg(feature = "dev")]
+        Command::DevKbs(arguments) => dev_kbs::run(arguments).await,
+    }
+}
+
+async fn serve(flags: All) -> Result<()> {
+    let keys: Arc<dyn KeySource> = Arc::new(KbsClient::new(KbsConfig {
+        url: flags.kbs_url,
+        ca_file: flags.kbs_ca,
+        allow_insecure_http: flags.insecure_kbs_http,
+        attester: attester(flags.attester)?,
+        limits: Limits::default(),
+    })?);
+    let machine: Arc<dyn Machine> = Arc::new(LinuxMachine::default());
+    let pool = Arc::new(LocalPool::open(flags.pool));
+    if let Err(error) = pool.ready() {
+        tracing::warn!("the pool is not ready yet: {}", error.chain());
+    }
+    let lifecycle = Lifecycle::new(machine, Arc::clone(&keys), Arc::clone(&pool));
+    let registry = Some(flags.kubelet_dir).filter(|dir| !dir.is_empty()).map(|dir| PathBuf::from(dir).join("plugins_registry"));
+    let sockets = Sockets { csi: flags.endpoint, registry };
+    let door = Door::new(lifecycle, pool, keys, flags.node_name, flags.max_volumes);
+    let end = end_signal()?;
+    door.serve(sockets, end).await.map_err(|error| Error::new(Reason::Internal, "the server failed").caused_by(error))
+}
+
+fn attester(flags: AttesterFlags) -> Result<Attester> {
+    match flags.attester {
+        #[cfg(feature = "tpm")]
+        AttesterKind::Tpm => {
+            coffer::key::evidence::Tpm::new(&flags.tcti, flags.endorsement_auth_file).map(Attester::Tpm)
+        }
+        #[cfg(feature = "dev")]
+        AttesterKind::Sample => Ok(Attester::Sample),
+    }
+}
+
+/// Comes with SIGTERM or SIGINT. The handlers stand when this returns.
+fn end_signal() -> Result<impl Future<Output = ()>> {
+    let handler = |kind| {
+        signal(kind).map_err(|error| Error::new(Reason::Internal, "a signal cannot be handled").caused_by(error))
+    };
+    let (mut terminate, mut interrupt) = (handler(SignalKind::terminate())?, handler(SignalKind::interrupt())?);
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    })
+}
+
+/// Keys are in this process's memory: no core dumps, and no tracing by processes without privileges.
+fn forbid_core_dumps() -> Result<()> {
+    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
+        .and_then(|()| rustix::process::setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) }))
+        .map_err(|error| Error::new(Reason::Internal, "core dumps cannot be forbidden").caused_by(error))
+}
+
+fn start_log(cli: &Cli) -> Result<()> {
+    let filter = EnvFilter::try_new(&cli.log).map_err(|error| Error::invalid("--log", "is not a filter").caused_by(error))?;
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match cli.log_format {
+        LogFormat::Text => log.with_ansi(false).init(),
+        LogFormat::Json => log.json().init(),
+    }
+    Ok(())
+}
+
+fn parse_node_name(text: &str) -> std::result::Result<String, &'static str> {
+    match text.len() {
+        // The CSI allows an id of a node 256 bytes, Kubernetes a name of a node 253.
+        1..=253 => Ok(text.to_owned()),
+        _ => Err("must have 1 to 253 bytes"),
+    }
+}
+
+fn print<T: Display + serde::Serialize>(output: Output, value: &T) {
+    match output {
+        Output::Text => print!("{value}"),
+        Output::Json => println!("{}", serde_json::to_string_pretty(value).expect("texts, numbers and lists of them")),
+    }
+}
+
+/// Help goes to standard output; a refused command line is one line on standard error.
+fn explain(refusal: &clap::Error) -> ExitCode {
+    if matches!(refusal.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
+        print!("{refusal}");
+        return ExitCode::SUCCESS;
+    }
+    if refusal.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        eprint!("{refusal}");
+        return ExitCode::from(2);
+    }
+    let text = refusal.to_string();
+    let what = text.split("\n\nUsage:").next().unwrap_or(&text);
+    let line: Vec<&str> = what.split_whitespace().filter(|word| *word != "error:").collect();
+    eprintln!("coffer: {} (see --help)", line.join(" "));
+    ExitCode::from(2)
+}
+
+fn fail(error: &Error) -> ExitCode {
+    eprintln!("coffer: {}", error.chain());
+    ExitCode::from(if error.reason() == Reason::InvalidArgument { 2 } else { 1 })
+}
