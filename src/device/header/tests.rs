@@ -158,7 +158,7 @@ fn what_is_no_header_is_called_missing() {
     assert_eq!(refused(&Image::blank()), Reason::HeaderMissing);
     let mut ext4 = Image::blank();
     ext4.bytes_mut()[1080..1082].copy_from_slice(&[0x53, 0xef]);
-    let error = ext4.verify(&shape(), &key()).err().expect("refused");
+    let error = ext4.verify(&shape(), &key()).expect_err("refused");
     assert_eq!(error.reason(), Reason::HeaderMissing);
     assert!(error.message().contains("an ext4 filesystem"), "{error}");
     assert_eq!(refused(&sealed().forge(|copy| copy[..6].fill(0x41))), Reason::HeaderMissing);
@@ -167,13 +167,13 @@ fn what_is_no_header_is_called_missing() {
 #[test]
 fn another_volumes_header_is_the_wrong_volume() {
     let other = Shape { luks_uuid: Uuid::from_u128(9), ..shape() };
-    let error = sealed().verify(&other, &key()).err().expect("refused");
+    let error = sealed().verify(&other, &key()).expect_err("refused");
     assert_eq!(error.reason(), Reason::WrongVolume);
     let mut lost = sealed();
     lost.copy_mut(Place::Secondary).fill(0);
-    assert_eq!(lost.verify(&other, &key()).err().expect("refused").reason(), Reason::WrongVolume);
+    assert_eq!(lost.verify(&other, &key()).expect_err("refused").reason(), Reason::WrongVolume);
     let same_uuid = Shape { id: VolumeId::for_name("other"), ..shape() };
-    assert_eq!(sealed().verify(&same_uuid, &key()).err().expect("refused").reason(), Reason::HeaderTampered);
+    assert_eq!(sealed().verify(&same_uuid, &key()).expect_err("refused").reason(), Reason::HeaderTampered);
 }
 
 #[test]
@@ -196,7 +196,8 @@ fn every_byte_of_the_binary_header_that_the_format_leaves_free_is_refused() {
 
 #[test]
 fn every_known_attack_on_the_json_is_refused_by_the_profile() {
-    let attacks: [(&str, fn(&mut Value)); 22] = [
+    type Attack = fn(&mut Value);
+    let attacks: [(&str, Attack); 22] = [
         ("/segments/0/encryption", |d| d["segments"]["0"]["encryption"] = json!("cipher_null-ecb")),
         ("/segments/0/offset", |d| d["segments"]["0"]["offset"] = json!("0")),
         ("/segments/0/size", |d| d["segments"]["0"]["size"] = json!("4096")),
@@ -223,7 +224,7 @@ fn every_known_attack_on_the_json_is_refused_by_the_profile() {
         ("/config/flags", |d| d["config"]["flags"] = json!(["allow-discards"])),
     ];
     for (at, attack) in attacks {
-        let error = sealed().forge_json(attack).verify(&shape(), &key()).err().expect(at);
+        let error = sealed().forge_json(attack).verify(&shape(), &key()).expect_err(at);
         assert_eq!(error.reason(), Reason::HeaderTampered, "{at}");
         assert!(error.message().contains(at), "{at}: {error}");
         assert!(error.message().len() < 512, "{at}: too long for an Event");
@@ -306,6 +307,7 @@ fn disk() -> tempfile::NamedTempFile {
     file
 }
 
+#[expect(clippy::disallowed_methods, reason = "the stock program is the one to compare with")]
 fn cryptsetup(arguments: &[&str], disk: &tempfile::NamedTempFile) -> String {
     let mut child = Command::new("cryptsetup")
         .args(arguments)
