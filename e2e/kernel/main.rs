@@ -5,6 +5,7 @@
 
 mod broker;
 mod crowds;
+mod crypt;
 mod driver;
 mod kills;
 mod leaks;

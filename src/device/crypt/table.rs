@@ -2,6 +2,9 @@
 //!
 //! Refuses a live device under our name that has another UUID, another backing or another table, and never touches
 //! one. udev is told not to scan: what is inside the volume is nobody's business but the mount's.
+//!
+//! Where this process sees udev's socket, `/run/udev/control`, the crate `devicemapper` waits for udev after resume and
+//! removal by a System V semaphore. A container that has the socket must share the node's IPC namespace too.
 
 use std::collections::BTreeSet;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
@@ -168,16 +171,14 @@ impl<'a> Control<'a> {
         let Some(info) = self.info()? else { return Ok(Mapper::Absent) };
         let flags = info.flags();
         let uuid = info.uuid().map(ToString::to_string).unwrap_or_default();
-        let ours = match expected {
-            Some((shape, _)) => uuid == mapper_uuid(self.id, &shape.luks_uuid),
-            None => is_our_uuid(self.id, &uuid),
-        };
         let live = flags.contains(DmFlags::DM_ACTIVE_PRESENT);
-        if !ours && (live || !uuid.is_empty()) {
-            return Ok(Mapper::Foreign(format!("its UUID is {uuid:?}")));
-        }
-        if !live {
+        let of_us = is_our_uuid(self.id, &uuid);
+        if !live && (of_us || uuid.is_empty()) {
             return Ok(Mapper::HalfMade);
+        }
+        let ours = live && expected.map_or(of_us, |(shape, _)| uuid == mapper_uuid(self.id, &shape.luks_uuid));
+        if !ours {
+            return Ok(Mapper::Foreign(format!("its UUID is {uuid:?}")));
         }
         if flags.intersects(DmFlags::DM_SUSPEND | DmFlags::DM_READONLY | DmFlags::DM_INACTIVE_PRESENT) {
             return Ok(Mapper::Foreign("it is suspended, read-only, or about to get another table".to_owned()));
