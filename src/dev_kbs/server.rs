@@ -115,7 +115,7 @@ struct Kbs {
 struct Session {
     tee: String,
     nonce: String,
-    made: Instant,
+    expires: Instant,
     attested: Option<Attested>,
 }
 
@@ -206,7 +206,10 @@ async fn auth(Shared(kbs): Shared<Arc<Kbs>>, body: Bytes) -> Result<Response, Re
     fill_random(&mut nonce)?;
     fill_random(&mut id)?;
     let (nonce, id) = (STANDARD.encode(nonce), hex::encode(id));
-    kbs.remember(&id, Session { tee, nonce: nonce.clone(), made: Instant::now(), attested: None })?;
+    kbs.remember(
+        &id,
+        Session { tee, nonce: nonce.clone(), expires: Instant::now() + SESSION_LIFETIME, attested: None },
+    )?;
     Ok((set_cookie(&id), Json(json!({ "nonce": nonce, "extra-params": "" }))).into_response())
 }
 
@@ -285,7 +288,7 @@ impl Kbs {
 
     fn remember(&self, id: &str, session: Session) -> Result<(), Refusal> {
         let mut sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
-        sessions.retain(|_, session| session.made.elapsed() < SESSION_LIFETIME);
+        sessions.retain(|_, session| Instant::now() < session.expires);
         if sessions.len() >= SESSIONS_MAX {
             return Err(Refusal::new("AttestationError", "too many sessions"));
         }
@@ -296,7 +299,7 @@ impl Kbs {
     /// What `look` makes of the session called `id`, if it lives.
     fn with_session<T>(&self, id: &str, look: impl FnOnce(&mut Session) -> T) -> Option<T> {
         let mut sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
-        sessions.get_mut(id).filter(|session| session.made.elapsed() < SESSION_LIFETIME).map(look)
+        sessions.get_mut(id).filter(|session| Instant::now() < session.expires).map(look)
     }
 }
 
@@ -308,4 +311,37 @@ fn session_id(headers: &HeaderMap) -> Option<String> {
     let cookies = headers.get_all(COOKIE).iter().filter_map(|value| value.to_str().ok());
     let mut pairs = cookies.flat_map(|text| text.split(';')).filter_map(|pair| pair.trim().split_once('='));
     pairs.find(|(name, _)| *name == SESSION_COOKIE).map(|(_, value)| value.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn session(expires: Instant) -> Session {
+        Session { tee: "tpm".to_owned(), nonce: String::new(), expires, attested: None }
+    }
+
+    #[test]
+    fn an_expired_session_is_gone_and_makes_room() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let state = State::open(directory.path()).expect("a state directory");
+        let kbs = Kbs { state, allow_sample: false, sessions: Mutex::default() };
+        let now = Instant::now();
+        for number in 0..SESSIONS_MAX {
+            assert!(kbs.remember(&number.to_string(), session(now)).is_ok());
+        }
+        assert!(kbs.with_session("0", |_| ()).is_none());
+        for number in 0..SESSIONS_MAX {
+            assert!(kbs.remember(&number.to_string(), session(now + SESSION_LIFETIME)).is_ok());
+        }
+        assert!(kbs.with_session("0", |_| ()).is_some());
+        assert!(kbs.remember("one more", session(now + SESSION_LIFETIME)).is_err(), "the memory is bounded");
+    }
+
+    #[test]
+    fn the_session_is_found_among_other_cookies() {
+        let header = |text: &'static str| HeaderMap::from_iter([(COOKIE, axum::http::HeaderValue::from_static(text))]);
+        assert_eq!(session_id(&header("a=b; kbs-session-id=7; c=d")).as_deref(), Some("7"));
+        assert_eq!(session_id(&header("kbs-session-idx=7")), None);
+    }
 }

@@ -188,8 +188,7 @@ fn malformed(step: Step, missing: &str) -> Error {
 /// The session cookie that `headers` set, as a request sends it back.
 fn session_cookie(headers: &HeaderMap) -> Option<HeaderValue> {
     let pairs = headers.get_all(SET_COOKIE).iter().filter_map(|value| value.to_str().ok()?.split(';').next());
-    let (_, value) =
-        pairs.filter_map(|pair| pair.trim().split_once('=')).filter(|(name, _)| *name == SESSION_COOKIE).next_back()?;
+    let (_, value) = pairs.filter_map(|pair| pair.trim().split_once('=')).rfind(|(name, _)| *name == SESSION_COOKIE)?;
     if value.is_empty() || value.len() > TEXT_LIMIT_BYTES {
         return None;
     }

@@ -131,7 +131,8 @@ fn describe_tls(kbs: &str, error: &rustls::Error) -> (Reason, String) {
         return (Reason::KbsProtocol, format!("{kbs} does not speak TLS that this driver accepts (1.2 or 1.3)"));
     };
     let why = match certificate {
-        CertificateError::UnknownIssuer => "was not signed by the CA in --kbs-ca",
+        // BadSignature: by a CA of the same name with another key.
+        CertificateError::UnknownIssuer | CertificateError::BadSignature => "was not signed by the CA in --kbs-ca",
         CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
             "is not for the host name in --kbs-url"
         }
