@@ -4,6 +4,7 @@
 //! Every handler reads: check the fields, make one call, answer. RPCs that are not offered are answered UNIMPLEMENTED.
 
 mod access;
+mod authority;
 mod call;
 mod class;
 mod controller;
@@ -31,6 +32,7 @@ use std::time::Duration;
 
 use tokio::net::UnixListener;
 use tokio::sync::watch;
+use tokio_stream::StreamExt as _;
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::codegen::http;
 use tonic::transport::Server;
@@ -220,7 +222,10 @@ async fn serve_registration(
     let Some(socket) = socket else { return Ok(()) };
     Server::builder()
         .add_service(proto::registration::registration_server::RegistrationServer::new(Registration { endpoint }))
-        .serve_with_incoming_shutdown(UnixListenerStream::new(socket), end)
+        .serve_with_incoming_shutdown(
+            UnixListenerStream::new(socket).map(|accepted| accepted.map(authority::mend)),
+            end,
+        )
         .await
 }
 
