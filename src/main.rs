@@ -250,7 +250,8 @@ async fn serve(flags: All) -> Result<()> {
         tracing::warn!("the pool is not ready yet: {}", error.chain());
     }
     let lifecycle = Lifecycle::new(machine, Arc::clone(&keys), Arc::clone(&pool));
-    let registry = Some(flags.kubelet_dir).filter(|dir| !dir.is_empty()).map(|dir| PathBuf::from(dir).join("plugins_registry"));
+    let registry =
+        Some(flags.kubelet_dir).filter(|dir| !dir.is_empty()).map(|dir| PathBuf::from(dir).join("plugins_registry"));
     let sockets = Sockets { csi: flags.endpoint, registry };
     let door = Door::new(lifecycle, pool, keys, flags.node_name, flags.max_volumes);
     let end = end_signal()?;
@@ -290,7 +291,10 @@ fn forbid_core_dumps() -> Result<()> {
 }
 
 fn start_log(cli: &Cli) -> Result<()> {
-    let filter = EnvFilter::try_new(&cli.log).map_err(|error| Error::invalid("--log", "is not a filter").caused_by(error))?;
+    // At `info` the TSS tells of every connection it closes. A directive for it in --log wins over this one.
+    let directives = format!("tss_esapi=warn,{}", cli.log);
+    let filter =
+        EnvFilter::try_new(directives).map_err(|error| Error::invalid("--log", "is not a filter").caused_by(error))?;
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match cli.log_format {
         LogFormat::Text => log.with_ansi(false).init(),
