@@ -40,10 +40,10 @@ fn a_tree_that_breaks_the_rules_is_caught() {
     .collect();
     let violations = check(&files);
     let expected = [
-        "src/grpc.rs: groups paths of the crate; one `use` for each",
         "src/grpc/long.rs: has 501 lines, at most 500",
         "src/grpc/node.rs: does not begin with `//!`",
         "src/grpc/string_utils.rs: the name says nothing",
+        "src/grpc.rs: groups paths of the crate; one `use` for each",
         "src/key/kbs.rs: looks up to `grpc`",
         "src/stray.rs: is on no floor of src/lib.rs",
         "src/volume.rs: looks up to `key`",

@@ -329,7 +329,7 @@ fn explain(refusal: &clap::Error) -> ExitCode {
         return ExitCode::from(2);
     }
     let text = refusal.to_string();
-    let what = text.split("\n\nUsage:").next().unwrap_or(&text);
+    let what = text.split("\n\n").next().unwrap_or(&text);
     let line: Vec<&str> = what.split_whitespace().filter(|word| *word != "error:").collect();
     eprintln!("coffer: {} (see --help)", line.join(" "));
     ExitCode::from(2)
