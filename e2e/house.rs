@@ -33,7 +33,10 @@ fn a_tree_that_breaks_the_rules_is_caught() {
         ("src/grpc/string_utils.rs", "//! Strings.\n"),
         ("src/stray.rs", "//! In no floor.\n"),
         ("src/grpc/long.rs", &long),
-        ("src/grpc/good.rs", "//! Good: crate::grpc::x in a comment is no use.\nuse crate::volume::VolumeId;\nuse crate::grpc::own;\n"),
+        (
+            "src/grpc/good.rs",
+            "//! Good: crate::grpc::x in a comment is no use.\nuse crate::volume::VolumeId;\nuse crate::grpc::own;\n",
+        ),
     ]
     .into_iter()
     .map(|(path, text)| (path.into(), text.to_owned()))
@@ -102,7 +105,8 @@ fn looks(path: &Path, text: &str, floors: &[&str]) -> Vec<String> {
     if inside == Path::new("lib.rs") || inside == Path::new("main.rs") {
         return Vec::new();
     }
-    let room = inside.components().next().map(|part| part.as_os_str().to_string_lossy().into_owned()).unwrap_or_default();
+    let room =
+        inside.components().next().map(|part| part.as_os_str().to_string_lossy().into_owned()).unwrap_or_default();
     let Some(own) = floors.iter().position(|floor| *floor == room.trim_end_matches(".rs")) else {
         return vec!["is on no floor of src/lib.rs".to_owned()];
     };

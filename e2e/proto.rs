@@ -106,7 +106,13 @@ fn lines(file: &FileDescriptor, scope: Scope) -> Vec<String> {
     }
     for extension in file.extensions() {
         let of = extension.containing_message();
-        lines.push(format!("extend {} {} = {} {:?}", of.full_name(), extension.name(), extension.number(), extension.kind()));
+        lines.push(format!(
+            "extend {} {} = {} {:?}",
+            of.full_name(),
+            extension.name(),
+            extension.number(),
+            extension.kind()
+        ));
     }
     file.services().for_each(|service| state_service(&service, &mut lines));
     file.messages().for_each(|message| state_message(&message, &mut lines));
@@ -146,7 +152,12 @@ fn stated_field(field: &FieldDescriptor) -> String {
     };
     let one_of = field.containing_oneof().map(|one_of| one_of.name().to_owned()).unwrap_or_default();
     let repeated = if field.cardinality() == Cardinality::Repeated { "repeated " } else { "" };
-    format!("field {} = {} {repeated}{kind} oneof {one_of:?} {}", field.full_name(), field.number(), options(&field.options()))
+    format!(
+        "field {} = {} {repeated}{kind} oneof {one_of:?} {}",
+        field.full_name(),
+        field.number(),
+        options(&field.options())
+    )
 }
 
 fn state_enum(kind: &EnumDescriptor, lines: &mut Vec<String>) {

@@ -25,6 +25,7 @@ use crate::device::Machine;
 use crate::device::Mapper;
 use crate::device::Shape;
 use crate::device::Usage;
+use crate::device::mount;
 use crate::key::KeySource;
 use crate::provision::Capacity;
 use crate::provision::LocalPool;
@@ -88,24 +89,24 @@ impl Lifecycle {
 
     /// Makes a volume usable at its staging path: attested, opened, checked and mounted.
     pub async fn stage(&self, request: StageRequest) -> Result<()> {
-        self.exclusive(&request.id.clone(), move |host| host.stage(&request)).await
+        self.exclusive(&request.id.clone(), move |host| host.stage(&request.resolved()?)).await
     }
 
     /// Undoes a stage. Nothing staged is fine.
     pub async fn unstage(&self, id: VolumeId, staging_path: PathBuf) -> Result<()> {
         let mine = id.clone();
-        self.exclusive(&id, move |host| host.unstage(&mine, &staging_path)).await
+        self.exclusive(&id, move |host| host.unstage(&mine, &mount::resolve(&staging_path)?)).await
     }
 
     /// Shows a staged volume at a pod's path.
     pub async fn publish(&self, request: PublishRequest) -> Result<()> {
-        self.exclusive(&request.id.clone(), move |host| host.publish(&request)).await
+        self.exclusive(&request.id.clone(), move |host| host.publish(&request.resolved()?)).await
     }
 
     /// Undoes a publish and removes the path. Nothing published is fine.
     pub async fn unpublish(&self, id: VolumeId, target_path: PathBuf) -> Result<()> {
         let mine = id.clone();
-        self.exclusive(&id, move |host| host.unpublish(&mine, &target_path)).await
+        self.exclusive(&id, move |host| host.unpublish(&mine, &mount::resolve(&target_path)?)).await
     }
 
     /// Space at a path where the volume is staged or published.

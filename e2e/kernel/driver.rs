@@ -38,9 +38,8 @@ pub(crate) enum Kind {
 
 impl Kind {
     pub(crate) fn capability(self) -> csi::VolumeCapability {
-        let mount = |fs_type: &str| {
-            AccessType::Mount(MountVolume { fs_type: fs_type.into(), ..MountVolume::default() })
-        };
+        let mount =
+            |fs_type: &str| AccessType::Mount(MountVolume { fs_type: fs_type.into(), ..MountVolume::default() });
         csi::VolumeCapability {
             access_type: Some(match self {
                 Self::Ext4 => mount("ext4"),

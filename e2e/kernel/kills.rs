@@ -108,7 +108,11 @@ fn killed_at_every_step(
         while answer.is_err() && !scene.driver_is_dead() && start.elapsed() < PATIENCE {
             std::thread::sleep(Duration::from_millis(10));
         }
-        if scene.driver_is_dead() { kills += 1 } else { missed.push(format!("{call} number {when}: {answer:?}")) }
+        if scene.driver_is_dead() {
+            kills += 1
+        } else {
+            missed.push(format!("{call} number {when}: {answer:?}"))
+        }
         strace.detach();
         scene.restart_driver();
         act(&scene, &volume).unwrap_or_else(|status| panic!("after a kill at {call} number {when}: {status:?}"));

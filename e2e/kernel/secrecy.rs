@@ -24,7 +24,10 @@ fn watch_programs(pid: u32, output: &Path) -> Child {
         .spawn()
         .expect("strace starts");
     let start = Instant::now();
-    while !fs::read_to_string(format!("/proc/{pid}/status")).expect("it runs").contains(&format!("TracerPid:\t{}", child.id())) {
+    while !fs::read_to_string(format!("/proc/{pid}/status"))
+        .expect("it runs")
+        .contains(&format!("TracerPid:\t{}", child.id()))
+    {
         assert!(start.elapsed() < Duration::from_secs(10), "strace does not attach");
     }
     child

@@ -54,7 +54,10 @@ fn what_is_written_to_a_raw_block_volume_is_ciphertext_below_and_survives_a_rest
     let mut block = vec![0; 4096];
     block[..64].copy_from_slice(&needle);
     fs::write("/tmp/block", &block).expect("a file");
-    shell(&format!("dd if=/tmp/block of={} bs=4096 seek=3 oflag=direct conv=fsync status=none", volume.mapper().display()));
+    shell(&format!(
+        "dd if=/tmp/block of={} bs=4096 seek=3 oflag=direct conv=fsync status=none",
+        volume.mapper().display()
+    ));
     assert_eq!(occurrences(&volume.backing(), &needle), 0, "plaintext below the volume");
 
     volume.unstage(&scene);
@@ -75,7 +78,10 @@ fn the_table_is_xts_with_4096_byte_sectors_and_its_key_is_in_the_keyring() {
     assert!(words[4].starts_with(":64:logon:cryptsetup:"), "{table}");
     assert!(words.contains(&"sector_size:4096"), "{table}");
     assert!(!table.contains("allow_discards"), "{table}");
-    let options = shell(&format!("cat /sys/block/$(dmsetup deps -o blkdevname {} | grep -o 'loop[0-9]*')/loop/dio", volume.mapper_name()));
+    let options = shell(&format!(
+        "cat /sys/block/$(dmsetup deps -o blkdevname {} | grep -o 'loop[0-9]*')/loop/dio",
+        volume.mapper_name()
+    ));
     assert_eq!(options.trim(), "1", "the loop reads and writes through the page cache");
     // The key must not outlive the call in any keyring that another program could search.
     let keys = fs::read_to_string("/proc/keys").expect("the kernel lists keys");

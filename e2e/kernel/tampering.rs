@@ -17,7 +17,10 @@ fn spoiled(reason: &str, spoil: impl FnOnce(&Scene, &Volume)) {
     fs::write(volume.file("file"), "text").expect("written");
     volume.unstage(&scene);
     let copy = "/tmp/volume";
-    shell(&format!("rm -rf {copy}; cp -a --sparse=always {} {copy}", volume.record().parent().expect("a directory").display()));
+    shell(&format!(
+        "rm -rf {copy}; cp -a --sparse=always {} {copy}",
+        volume.record().parent().expect("a directory").display()
+    ));
 
     spoil(&scene, &volume);
     volume.stage_is_refused(&scene, reason);

@@ -77,9 +77,8 @@ pub(crate) fn kernel(run: &Path, filter: &str, soak: bool) -> Result<()> {
 
 /// csi-sanity in a fresh node; its own cases are what is counted.
 pub(crate) fn sanity(run: &Path) -> Result<()> {
-    let programs = stage("Build", || {
-        Programs::product()?.with_test("kernel")?.with(&kubernetes::programs()?.join("csi-sanity"))
-    })?;
+    let programs =
+        stage("Build", || Programs::product()?.with_test("kernel")?.with(&kubernetes::programs()?.join("csi-sanity")))?;
     Image::get()?;
     sandbox::enter()?;
     let (machine, guest) = boot(run, &programs, Fate::WithRig)?;

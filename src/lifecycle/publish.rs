@@ -11,6 +11,7 @@ use crate::device::Mapper;
 use crate::device::Mount;
 use crate::device::MountKind;
 use crate::device::Usage;
+use crate::device::mount;
 use crate::volume::Content;
 use crate::volume::Error;
 use crate::volume::Reason;
@@ -43,6 +44,14 @@ pub struct PublishRequest {
     pub sharing: Sharing,
 }
 
+impl PublishRequest {
+    /// The request with its paths as the mount table spells them.
+    pub(super) fn resolved(self) -> Result<Self> {
+        let staging_path = mount::resolve(&self.staging_path)?;
+        Ok(Self { staging_path, target_path: mount::resolve(&self.target_path)?, ..self })
+    }
+}
+
 impl Host {
     pub(super) fn publish(&self, request: &PublishRequest) -> Result<()> {
         let record = self.pool.get(&request.id)?;
@@ -72,8 +81,8 @@ impl Host {
 
     pub(super) fn usage(&self, id: &VolumeId, path: &Path) -> Result<Usage> {
         self.pool.get(id)?;
-        let kernel = self.machine.look(id, None)?;
-        if kernel.mounts.iter().any(|mount| mount.path == path) {
+        let shown = mount::resolve(path)?;
+        if self.machine.look(id, None)?.mounts.iter().any(|mount| mount.path == shown) {
             return self.machine.usage(path);
         }
         Err(Error::new(Reason::VolumeNotFound, format!("volume {id} is not at {}", path.display())))

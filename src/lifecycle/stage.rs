@@ -18,6 +18,7 @@ use crate::device::Mount;
 use crate::device::MountKind;
 use crate::device::MountOptions;
 use crate::device::Shape;
+use crate::device::mount;
 use crate::record::Record;
 use crate::record::State;
 use crate::volume::Content;
@@ -38,6 +39,13 @@ pub struct StageRequest {
     pub content: Content,
     /// How to mount it.
     pub options: MountOptions,
+}
+
+impl StageRequest {
+    /// The request with its path as the mount table spells it.
+    pub(super) fn resolved(self) -> Result<Self> {
+        Ok(Self { staging_path: mount::resolve(&self.staging_path)?, ..self })
+    }
 }
 
 /// Mount flags that tell one stage from another; the others do not change what a pod may do.

@@ -409,6 +409,21 @@ async fn one_path_for_a_single_writer_and_many_for_others() {
     world.unstage(&id).await.expect("unstaged");
 }
 
+/// A kubelet directory is often a link to a larger disk, and the mount table knows only where it leads.
+#[tokio::test]
+async fn a_path_through_a_link_is_the_path_it_leads_to() {
+    let world = World::new();
+    let id = world.create(EXT4).await;
+    let link = world.directory.path().join("kubelet");
+    std::os::unix::fs::symlink(world.directory.path(), &link).expect("linked");
+    let through_link = StageRequest { staging_path: link.join("staging"), ..world.request(&id, EXT4) };
+    world.lifecycle.stage(through_link).await.expect("staged");
+    world.stage(&id, EXT4).await.expect("staged there already");
+    assert_eq!(world.machine.calls(Verb::Mount), 1);
+    world.lifecycle.unstage(id.clone(), link.join("staging")).await.expect("unstaged");
+    assert_eq!(world.kernel(&id), Kernel::default());
+}
+
 #[tokio::test]
 async fn unpublishing_never_deletes_what_is_in_a_directory() {
     let world = World::new();
