@@ -3,6 +3,9 @@
 //! An attester is named explicitly and nothing ever falls back to another one: a machine without its TPM proves
 //! nothing. `sample` proves nothing at all; it exists only with cargo feature `dev`.
 
+#[cfg(not(any(feature = "tpm", feature = "dev")))]
+compile_error!("choose feature `tpm` (or `dev`): without an attester there is no key that could be fetched");
+
 #[cfg(feature = "tpm")]
 mod tpm;
 
