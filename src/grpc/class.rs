@@ -98,11 +98,11 @@ mod tests {
 
     #[test]
     fn an_unknown_parameter_is_refused_with_the_accepted_ones_named() {
-        let error = Class::parse(&parameters(&[("keyuri", "kbs:///a/b/c")])).err().expect("refused").to_string();
+        let error = Class::parse(&parameters(&[("keyuri", "kbs:///a/b/c")])).expect_err("refused").to_string();
         for word in ["keyuri", "keyUri", "profile"] {
             assert!(error.contains(word), "{error}");
         }
-        let error = Class::parse(&parameters(&[("profile", "xts-9")])).err().expect("refused").to_string();
+        let error = Class::parse(&parameters(&[("profile", "xts-9")])).expect_err("refused").to_string();
         assert!(error.contains("xts-1"), "{error}");
     }
 
