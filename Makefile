@@ -10,7 +10,7 @@ T      :=
 PACKAGES := mmdebstrap qemu-system-x86 swtpm libcryptsetup-dev libclang-dev clang libtss2-dev tpm2-tools \
             cryptsetup-bin e2fsprogs xfsprogs pkg-config iproute2 jq strace openssl
 
-.PHONY: setup build lint unit kernel sanity demo cluster shell down
+.PHONY: setup build lint unit conformance kbs kernel sanity demo cluster test soak shell down
 
 # Debian packages that are missing; asks the mirror only if one is.
 setup:
@@ -31,6 +31,14 @@ lint: setup
 unit: build
 	$(RIG) unit '$(T)'
 
+# Every cell of the CSI's conformance table over the real socket.
+conformance: build
+	$(RIG) target conformance '$(T)'
+
+# The driver's key source against dev-kbs, with a software TPM.
+kbs: build
+	$(RIG) target kbs '$(T)'
+
 # The real kernel, file systems and TPM in a node without Kubernetes.
 kernel: build
 	$(RIG) kernel '$(T)'
@@ -46,6 +54,14 @@ cluster: build
 # csi-sanity in full against the real kernel, with mounts and with block devices.
 sanity: build
 	$(RIG) sanity
+
+# Everything of the above; CI runs this.
+test: build
+	$(RIG) all
+
+# Every kill, and what is random or long.
+soak: build
+	$(RIG) --run .rig/soak kernel --soak '$(T)'
 
 # A shell on the node that `make demo KEEP=1` left up; `make down` ends it.
 shell:

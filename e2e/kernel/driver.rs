@@ -193,9 +193,7 @@ impl Driver {
             staging_target_path: path.to_string_lossy().into_owned(),
         };
         self.runtime.block_on(self.node().node_unstage_volume(request))?;
-        if path.exists() {
-            fs::remove_dir(&path).expect("after the unstage the staging directory is empty");
-        }
+        remove_staging(id);
         Ok(())
     }
 
@@ -255,6 +253,19 @@ pub(crate) enum Access {
 /// Where the kubelet would stage the volume.
 pub(crate) fn staging_path(id: &str) -> PathBuf {
     Path::new(KUBELET).join("plugins/kubernetes.io/csi/csi.coffer.dev").join(id).join("globalmount")
+}
+
+/// What the kubelet does with the staging directory after an unstage and after a final refusal.
+#[track_caller]
+pub(crate) fn remove_staging(id: &str) {
+    let path = staging_path(id);
+    let parent = path.parent().expect("a volume has a directory of its own");
+    if parent.exists() {
+        if path.exists() {
+            fs::remove_dir(&path).expect("the staging directory is empty");
+        }
+        fs::remove_dir(parent).expect("the volume's directory is empty");
+    }
 }
 
 fn target_path(id: &str, pod: &str) -> PathBuf {

@@ -64,10 +64,10 @@ fn points(trace: &str) -> (Vec<(String, usize)>, usize) {
     for line in trace.lines() {
         let mut words = line.splitn(2, ' ');
         let (Some(thread), Some(call)) = (words.next(), words.next()) else { continue };
-        if let Some((name, _)) = call.trim_start().split_once('(') {
-            if CALLS.split(',').any(|known| known == name) {
-                *counts.entry((name.to_owned(), thread.to_owned())).or_default() += 1;
-            }
+        if let Some((name, _)) = call.trim_start().split_once('(')
+            && CALLS.split(',').any(|known| known == name)
+        {
+            *counts.entry((name.to_owned(), thread.to_owned())).or_default() += 1;
         }
     }
     let mut most: BTreeMap<String, usize> = BTreeMap::new();

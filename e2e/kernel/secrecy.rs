@@ -11,8 +11,8 @@ use crate::driver::Kind;
 use crate::scene::Scene;
 use crate::scene::shell;
 use crate::volume::Volume;
+use crate::volume::count;
 use crate::volume::hex;
-use crate::volume::memmem;
 
 /// strace on the running driver and everything that it starts, into `output`.
 fn watch_programs(pid: u32, output: &Path) -> Child {
@@ -59,7 +59,7 @@ fn no_secret_is_in_an_argument_a_variable_a_log_or_a_file() {
     shell(&format!("kill -INT {}", strace.id()));
     strace.wait().expect("strace ends");
     let started = fs::read(programs).expect("strace wrote");
-    assert!(memmem(&started, b"mkfs.ext4") > 0, "the programs that the driver starts were not seen");
+    assert!(count(&started, b"mkfs.ext4") > 0, "the programs that the driver starts were not seen");
     places.push(("programs that it started".to_owned(), started));
 
     let mut files = vec![scene.log().to_owned()];
@@ -76,7 +76,7 @@ fn no_secret_is_in_an_argument_a_variable_a_log_or_a_file() {
             ("the passphrase", passphrase.expose().to_vec()),
             ("the passphrase's bytes", hex::decode(passphrase.expose()).expect("hexadecimal")),
         ] {
-            assert_eq!(memmem(bytes, &needle), 0, "{what} is in {place}");
+            assert_eq!(count(bytes, &needle), 0, "{what} is in {place}");
         }
     }
     volume.delete(&scene);

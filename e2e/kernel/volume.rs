@@ -8,6 +8,7 @@ use sha2::Digest;
 use sha2::Sha256;
 
 use crate::driver::Kind;
+use crate::driver::remove_staging;
 use crate::driver::staging_path;
 use crate::scene::Scene;
 use crate::scene::shell;
@@ -70,8 +71,7 @@ impl Volume {
         assert!(status.details().is_empty(), "{status:?}");
         assert_eq!(before, self.fingerprint(), "the refusal changed the volume");
         assert_eq!(self.in_kernel(), "", "the refusal left something attached");
-        let staging = staging_path(&self.id);
-        fs::remove_dir(&staging).expect("the refusal left the staging directory empty");
+        remove_staging(&self.id);
         status
     }
 
@@ -142,12 +142,10 @@ pub(crate) fn occurrences(path: &Path, needle: &[u8]) -> usize {
     // The page cache of a block device may hold what the disk does not.
     shell("sync; echo 3 >/proc/sys/vm/drop_caches");
     let data = fs::read(path).expect("readable");
-    memmem(&data, needle)
+    count(&data, needle)
 }
 
 /// How often `needle` occurs in `data`.
-pub(crate) fn memmem(data: &[u8], needle: &[u8]) -> usize {
-    let first = needle[0];
-    let starts = data.iter().enumerate().filter(|(_, byte)| **byte == first);
-    starts.filter(|(at, _)| data[*at..].starts_with(needle)).count()
+pub(crate) fn count(data: &[u8], needle: &[u8]) -> usize {
+    memchr::memmem::find_iter(data, needle).count()
 }

@@ -71,15 +71,6 @@ impl Guest {
         String::from_utf8(output.stdout).context("the output is not text")
     }
 
-    /// Writes a file in the guest.
-    pub(crate) fn put(&self, path: &str, content: &[u8]) -> Result<()> {
-        let output = self.run_with(&format!("cat >'{path}'"), content)?;
-        if output.status != 0 {
-            bail!("cannot write {path} in the guest: {}", String::from_utf8_lossy(&output.stderr));
-        }
-        Ok(())
-    }
-
     /// Runs `condition` again and again until it ends with 0.
     pub(crate) fn wait_until(&self, what: &str, condition: &str, deadline: Duration) -> Result<()> {
         let start = Instant::now();

@@ -136,15 +136,6 @@ impl Machine {
         Ok(())
     }
 
-    /// Powers the node off in an orderly way.
-    pub(crate) fn shut_down(&mut self) -> Result<()> {
-        let (mut qemu, mut tpm) = self.running.take().context("the node is not running")?;
-        // The guest is gone before it can answer.
-        let _ = Guest::at(Ipv4Addr::LOCALHOST, agent_port(&self.spec)).run("sync; echo o >/proc/sysrq-trigger");
-        qemu.wait()?;
-        tpm.kill()
-    }
-
     fn tpm_socket(&self) -> PathBuf {
         self.directory.join("tpm.sock")
     }

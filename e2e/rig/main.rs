@@ -17,6 +17,7 @@ mod image;
 mod images;
 mod kbs;
 mod kubernetes;
+mod layers;
 mod machine;
 mod process;
 mod programs;
@@ -60,6 +61,16 @@ enum Command {
         #[arg(default_value = "")]
         filter: String,
     },
+    /// Run one test target of cargo, on the host.
+    Target {
+        /// Its name in Cargo.toml.
+        name: String,
+        /// Only tests whose names contain this.
+        #[arg(default_value = "")]
+        filter: String,
+    },
+    /// Run every layer of tests.
+    All,
     /// Run the kernel tests in a fresh node.
     Kernel {
         /// Only tests whose names contain this.
@@ -117,7 +128,9 @@ fn run(arguments: Arguments) -> Result<()> {
             println!("{}", image::Image::get()?.disk().display());
             Ok(())
         }
-        Command::Unit { filter } => suites::unit(&filter),
+        Command::All => layers::all(),
+        Command::Unit { filter } => layers::unit(&filter),
+        Command::Target { name, filter } => layers::target(&name, &filter),
         Command::Kernel { filter, soak } => suites::kernel(&run.join("kernel"), &filter, soak),
         Command::Sanity => suites::sanity(&run.join("sanity")),
         Command::Up => {

@@ -76,11 +76,6 @@ impl Daemon {
         Ok(Self { name: program.to_owned(), child, fate })
     }
 
-    /// The process id.
-    pub(crate) fn id(&self) -> u32 {
-        self.child.id()
-    }
-
     /// An error that names the program if it is no longer running.
     pub(crate) fn must_run(&mut self) -> Result<()> {
         match self.child.try_wait()? {
@@ -92,12 +87,6 @@ impl Daemon {
     /// Kills the program and waits for its end.
     pub(crate) fn kill(&mut self) -> Result<()> {
         self.child.kill()?;
-        self.child.wait()?;
-        Ok(())
-    }
-
-    /// Waits until the program ends on its own.
-    pub(crate) fn wait(&mut self) -> Result<()> {
         self.child.wait()?;
         Ok(())
     }

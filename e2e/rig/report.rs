@@ -37,6 +37,12 @@ impl Count {
         starts.then(counts).flatten()
     }
 
+    /// The counts in the last line of a target of ours, if `line` is one.
+    pub(crate) fn of_conclusion(line: &str) -> Option<Self> {
+        let (passed, failed) = line.strip_suffix(" failed")?.split_once(" passed, ")?;
+        Some(Self { passed: passed.parse().ok()?, failed: failed.parse().ok()? })
+    }
+
     /// Both together.
     pub(crate) fn and(self, other: Self) -> Self {
         Self { passed: self.passed + other.passed, failed: self.failed + other.failed }
@@ -61,11 +67,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn counts_are_read_from_both_harnesses() {
+    fn counts_are_read_from_every_harness() {
         let rust = "test result: FAILED. 12 passed; 3 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.01s";
         assert_eq!(Count::of_rust(rust), Some(Count { passed: 12, failed: 3 }));
         let ginkgo = "FAIL! -- 50 Passed | 2 Failed | 1 Pending | 41 Skipped";
         assert_eq!(Count::of_ginkgo(ginkgo), Some(Count { passed: 50, failed: 2 }));
+        assert_eq!(Count::of_conclusion("12 passed, 3 failed"), Some(Count { passed: 12, failed: 3 }));
+        assert_eq!(Count::of_conclusion("      kernel: 12 passed, 3 failed"), None);
         assert_eq!(Count::of_rust("test a_test ... ok"), None);
         assert_eq!(Count::of_ginkgo("Ran 52 of 94 Specs"), None);
     }

@@ -1,14 +1,9 @@
 //! The test suites that run inside a node.
 
 use std::fs;
-use std::io::BufRead;
-use std::io::BufReader;
 use std::io::Write;
 use std::path::Path;
-use std::process::Command;
-use std::process::Stdio;
 
-use anyhow::Context;
 use anyhow::Result;
 
 use crate::guest::Guest;
@@ -41,28 +36,21 @@ pub(crate) fn boot(run: &Path, programs: &Programs, fate: Fate) -> Result<(Machi
     Ok((machine, guest))
 }
 
-/// The tests of the library and the programs whose names contain `filter`, on the host.
-pub(crate) fn unit(filter: &str) -> Result<()> {
-    let mut tests = Command::new("cargo")
-        .args(["test", "--release", "--all-features", "--lib", "--bins", "--", filter])
-        .stdout(Stdio::piped())
-        .spawn()?;
-    let output = BufReader::new(tests.stdout.take().context("standard output is a pipe")?);
-    let mut count = Count::default();
-    for line in output.lines() {
-        let line = line?;
-        println!("{line}");
-        count = count.and(Count::of_rust(&line).unwrap_or_default());
+/// Builds outside the sandbox, where the registries are, and enters it; inside finds what was built.
+fn sandboxed(build: impl Fn() -> Result<Programs>) -> Result<Programs> {
+    if sandbox::is_outside() {
+        stage("Build what the cache does not have", || {
+            Image::get()?;
+            build()
+        })?;
     }
-    count.failed += u64::from(!tests.wait()?.success() && count.failed == 0);
-    count.conclude()
+    sandbox::enter()?;
+    build()
 }
 
-/// The kernel tests whose names contain `filter`, with `environment` in front of them.
+/// The kernel tests whose names contain one of the words of `filter`; with `soak` also what is long.
 pub(crate) fn kernel(run: &Path, filter: &str, soak: bool) -> Result<()> {
-    let programs = stage("Build", || Programs::product()?.with_test("kernel"))?;
-    Image::get()?;
-    sandbox::enter()?;
+    let programs = sandboxed(|| Programs::product()?.with_test("kernel"))?;
     let (machine, guest) = boot(run, &programs, Fate::WithRig)?;
     let soak = if soak { "COFFER_SOAK=1 " } else { "" };
     let script = format!("{soak}/share/bin/test-kernel --test-threads=1 {filter} 2>&1");
@@ -78,9 +66,7 @@ pub(crate) fn kernel(run: &Path, filter: &str, soak: bool) -> Result<()> {
 /// csi-sanity in a fresh node; its own cases are what is counted.
 pub(crate) fn sanity(run: &Path) -> Result<()> {
     let programs =
-        stage("Build", || Programs::product()?.with_test("kernel")?.with(&kubernetes::programs()?.join("csi-sanity")))?;
-    Image::get()?;
-    sandbox::enter()?;
+        sandboxed(|| Programs::product()?.with_test("kernel")?.with(&kubernetes::programs()?.join("csi-sanity")))?;
     let (machine, guest) = boot(run, &programs, Fate::WithRig)?;
     let mut count = Count::default();
     let status = show(&guest, "/share/bin/test-kernel --test-threads=1 --ignored --nocapture sanity 2>&1", |line| {
