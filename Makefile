@@ -7,10 +7,17 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 RIG    := $(TARGET)/release/coffer-rig
 T      :=
 
+# Of the linters only this one is no part of the toolchain.
+DENY_VERSION := 0.20.2
+DENY         := $(HOME)/.cache/coffer/cargo-deny-$(DENY_VERSION)/bin/cargo-deny
+
 PACKAGES := mmdebstrap qemu-system-x86 swtpm libcryptsetup-dev libclang-dev clang libtss2-dev tpm2-tools \
             cryptsetup-bin e2fsprogs xfsprogs pkg-config iproute2 jq strace openssl
 
 .PHONY: setup build lint unit conformance kbs kernel sanity demo cluster test soak shell down
+
+$(DENY):
+	$(CARGO) install cargo-deny --version $(DENY_VERSION) --locked --root $(abspath $(@D)/..)
 
 # Debian packages that are missing; asks the mirror only if one is.
 setup:
@@ -22,10 +29,11 @@ setup:
 build: setup
 	$(CARGO) build $(FLAGS) --bins
 
-lint: setup
+lint: setup $(DENY)
 	$(CARGO) fmt --check
 	$(CARGO) clippy $(FLAGS) --all-targets -- -D warnings
-	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --all-features --no-deps
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc $(FLAGS) --no-deps
+	$(DENY) --all-features check licenses bans sources
 
 # Tests of the library and of the programs: no kernel, no TPM.
 unit: build
@@ -56,7 +64,7 @@ sanity: build
 	$(RIG) sanity
 
 # Everything of the above; CI runs this.
-test: build
+test: lint build
 	$(RIG) all
 
 # Every kill, and what is random or long.
