@@ -134,13 +134,23 @@ impl Broker {
              openssl x509 -req -in garbage.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 1 \
                  -extfile garbage.ext -out garbage.pem"
         ));
-        let server = Command::new("openssl")
-            .args(["s_server", "-quiet", "-www", "-accept", &format!("127.0.0.1:{GARBAGE_PORT}")])
-            .args(["-cert", &format!("{STATE}/garbage.pem"), "-key", &format!("{STATE}/garbage.key")])
+        // Waits for the request's first line, then answers as something that is not a KBS.
+        shell(&format!(
+            "cat >{STATE}/garbage <<'END'
+#!/bin/sh
+read -r request
+printf 'HTTP/1.1 200 OK\r\nContent-Length: 24\r\nConnection: close\r\n\r\n<html>not a KBS</html>  '
+END
+             chmod +x {STATE}/garbage"
+        ));
+        let tls = format!("OPENSSL-LISTEN:{GARBAGE_PORT},bind=127.0.0.1,fork,reuseaddr,verify=0");
+        let server = Command::new("socat")
+            .arg(format!("{tls},cert={STATE}/garbage.pem,key={STATE}/garbage.key"))
+            .arg(format!("EXEC:{STATE}/garbage"))
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
-            .expect("openssl starts");
+            .expect("socat starts");
         wait_for_port(GARBAGE_PORT);
         Garbage(server)
     }

@@ -97,8 +97,17 @@ fn a_secret_that_is_not_there() {
 
 #[test]
 fn a_secret_that_is_too_short() {
-    let shorten = |scene: &mut Scene| scene.broker.put_secret(&[7; 31]);
-    refused("KeyTooShort", Code::FailedPrecondition, shorten, |scene| scene.broker.reset());
+    let scene = Scene::new();
+    let volume = Volume::create(&scene, "short", Kind::Ext4);
+    scene.broker.put_secret(&[7; 31]);
+    let status = volume.stage_is_refused(&scene, "KeyTooShort");
+    assert_eq!(status.code(), Code::FailedPrecondition);
+    assert_eq!(volume.state(), "Declared");
+    scene.broker.reset();
+    volume.stage(&scene);
+    volume.unstage(&scene);
+    volume.delete(&scene);
+    scene.end();
 }
 
 #[test]
