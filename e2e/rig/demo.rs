@@ -34,8 +34,8 @@ const KEY_URI: &str = "kbs:///default/storage/coffer";
 const POD: &str = "writer";
 const CLAIM: &str = "secrets";
 const DRIVER: &str = "csi.coffer.dev";
-/// A pod start takes 10 to 20 s in an emulated machine, and more while both cores are busy.
-const POD_DEADLINE: Duration = wait::seconds(180);
+/// A pod start takes 10 to 20 s in an emulated machine, and many times that while both cores are busy.
+const POD_DEADLINE: Duration = wait::seconds(300);
 
 /// The rig, and what was found so far.
 struct Story {

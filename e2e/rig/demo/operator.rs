@@ -6,6 +6,7 @@ use serde_json::Value;
 
 use super::DRIVER;
 use super::KEY_URI;
+use super::POD_DEADLINE;
 use super::Story;
 use crate::control_plane::NODE;
 use crate::traces::POOL;
@@ -13,7 +14,7 @@ use crate::wait;
 
 impl Story {
     pub(super) fn operate(&mut self) -> Result<()> {
-        wait::until(wait::seconds(60), "the driver's registration", || {
+        wait::until(POD_DEADLINE, "the driver's registration", || {
             let node = self.cluster.plane.get("csinode", NODE)?.context("the kubelet made no CSINode")?;
             let drivers = node["spec"]["drivers"].as_array().cloned().unwrap_or_default();
             Ok(drivers.iter().any(|driver| driver["name"] == DRIVER).then_some(()))

@@ -28,28 +28,34 @@ impl Story {
         let releases = self.kbs.releases()?.len();
 
         self.apply_example("pod.yaml")?;
-        let event = self.refusals(1)?;
-        self.show_refusal(&event)?;
-        let after = traces::digests(&self.cluster.guest, &volume.id)?;
-        self.check("record, header and SHA-256 of the whole backing are as before", after == before);
+        let event = self.refusals(2)?;
         let left = traces::in_kernel(&self.cluster.guest, &volume.id)?;
-        self.check(&format!("no loop, mapper or mount is left {}", left.join("; ")), left.is_empty());
-        self.check("the KBS released nothing", self.kbs.releases()?.len() == releases);
-
-        self.refusals(2)?;
+        traces::copy(&self.cluster.guest, &volume.id)?;
+        let released = self.kbs.releases()?.len() - releases;
+        let pod = self.pod()?.context("the pod is gone")?;
+        // At once: each further refusal doubles the time after which the kubelet asks again.
         self.kbs.operate(&["allow", KEY_URI, NODE])?;
         let restored = Instant::now();
+        self.show_refusal(&event, &pod)?;
+        self.check(&format!("no loop, mapper or mount is left {}", left.join("; ")), left.is_empty());
+        self.check("the KBS released nothing", released == 0);
+
         self.ready_pod(POD_DEADLINE, |_| true)?;
         let seconds = restored.elapsed().as_secs_f64();
         let said = format!("the policy accepts the node again: the pod is Ready {seconds:.1} s later, by itself");
         self.check(&said, seconds <= RECOVERY_SECONDS as f64);
-        self.check_needle(volume)
+        self.check_needle(volume)?;
+        let after = traces::digests_of_copy(&self.cluster.guest)?;
+        self.check("while it was refused, record, header and SHA-256 of the whole backing were as before", {
+            after == before
+        });
+        Ok(())
     }
 
     /// Deletes the pod and waits until the node has closed the volume.
     fn delete_pod(&mut self, volume: &Volume) -> Result<()> {
         read(&mut self.cluster.plane.kubectl(&["delete", "pod", POD]))?;
-        wait::until(wait::seconds(60), "the mapper to be gone", || {
+        wait::until(POD_DEADLINE, "the mapper to be gone", || {
             let left = traces::in_kernel(&self.cluster.guest, &volume.id)?;
             Ok(left.is_empty().then_some(()))
         })?;
@@ -70,13 +76,12 @@ impl Story {
         })
     }
 
-    fn show_refusal(&mut self, event: &Value) -> Result<()> {
+    fn show_refusal(&mut self, event: &Value, pod: &Value) -> Result<()> {
         let message = text(event, "/message")?;
         // The kubelet puts its own words and the gRPC code in front of what the driver says.
         let said = message.split_once(" desc = ").map_or(message.as_str(), |(_, said)| said);
         println!("           {said}");
         self.check("an Event FailedMount says PolicyDenied: and what to do", said.starts_with("PolicyDenied: "));
-        let pod = self.pod()?.context("the pod is gone")?;
         let waiting = pod.pointer("/status/containerStatuses/0/state/waiting/reason");
         self.check("the pod stays in ContainerCreating", waiting.is_some_and(|reason| reason == "ContainerCreating"));
         Ok(())

@@ -1,7 +1,7 @@
 #!/bin/bash
 # The images are imported beside the kubelet's start; a pod that is faster finds them at its next try.
 (
-    until ctr version >/dev/null 2>&1; do sleep 0.2; done
+    until [ -S /run/containerd/containerd.sock ]; do sleep 0.5; done
     ctr --namespace k8s.io images import --local /share/node/images.tar
     touch /run/images-imported
 ) &
