@@ -16,9 +16,6 @@ PACKAGES := mmdebstrap qemu-system-x86 swtpm libcryptsetup-dev libclang-dev clan
 
 .PHONY: setup build lint unit conformance kbs kernel sanity demo cluster test soak shell down
 
-$(DENY):
-	$(CARGO) install cargo-deny --version $(DENY_VERSION) --locked --root $(abspath $(@D)/..)
-
 # Debian packages that are missing; asks the mirror only if one is.
 setup:
 	@missing=$$(for package in $(PACKAGES); do dpkg -s $$package >/dev/null 2>&1 || echo $$package; done); \
@@ -34,6 +31,9 @@ lint: setup $(DENY)
 	$(CARGO) clippy $(FLAGS) --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc $(FLAGS) --no-deps
 	$(DENY) --all-features check licenses bans sources
+
+$(DENY):
+	$(CARGO) install cargo-deny --version $(DENY_VERSION) --locked --root $(abspath $(@D)/..)
 
 # Tests of the library and of the programs: no kernel, no TPM.
 unit: build

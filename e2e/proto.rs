@@ -3,6 +3,8 @@
 //!
 //! Theirs comes from the Go modules that the rig builds Kubernetes from. It wants Go and the module cache or a proxy.
 
+#![expect(clippy::disallowed_methods, reason = "Go knows where its modules are")]
+
 use std::fs;
 use std::path::Path;
 use std::path::PathBuf;

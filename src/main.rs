@@ -222,13 +222,13 @@ async fn run(command: Command) -> Result<()> {
             Ok(())
         }
         Command::Volume(Volume::List(look)) => {
-            print(look.output, &inspect::list(&LocalPool::open(look.pool), &LinuxMachine::default())?);
+            print(look.output, &inspect::list(&LocalPool::open(look.pool), &LinuxMachine)?);
             Ok(())
         }
         Command::Volume(Volume::Inspect { id, look }) => {
             let not_found = || Error::new(Reason::VolumeNotFound, format!("{id:?} is not an id of this driver"));
             let id = VolumeId::parse(&id).ok_or_else(not_found)?;
-            print(look.output, &inspect::volume(&LocalPool::open(look.pool), &LinuxMachine::default(), &id)?);
+            print(look.output, &inspect::volume(&LocalPool::open(look.pool), &LinuxMachine, &id)?);
             Ok(())
         }
         #[cfg(feature = "dev")]
@@ -244,7 +244,7 @@ async fn serve(flags: All) -> Result<()> {
         attester: attester(flags.attester)?,
         limits: Limits::default(),
     })?);
-    let machine: Arc<dyn Machine> = Arc::new(LinuxMachine::default());
+    let machine: Arc<dyn Machine> = Arc::new(LinuxMachine);
     let pool = Arc::new(LocalPool::open(flags.pool));
     if let Err(error) = pool.ready() {
         tracing::warn!("the pool is not ready yet: {}", error.chain());

@@ -3,6 +3,8 @@
 //! They run as root inside a node of the rig (`make kernel`), one after the other: they own the second disk, the
 //! kubelet's directories and every loop and dm device of that machine. Nowhere else do they run at all.
 
+#![expect(clippy::disallowed_methods, reason = "tests look at the program from outside")]
+
 mod broker;
 mod crowds;
 mod crypt;

@@ -86,7 +86,7 @@ fn check_xfs_magic(node: &Path) -> Result<()> {
     ))
 }
 
-#[allow(clippy::disallowed_methods, reason = "this is the file that starts programs")]
+#[expect(clippy::disallowed_methods, reason = "this is the file that starts programs")]
 fn run(program: &str, arguments: &[&str], node: &Path) -> Result<Output> {
     Command::new(program)
         .args(arguments)
