@@ -19,7 +19,6 @@ use rustix::fs::FallocateFlags;
 use rustix::fs::OFlags;
 use rustix::fs::SeekFrom;
 use rustix::io::Errno;
-use rustix::rand::GetRandomFlags;
 
 use super::Shape;
 use crate::volume::DATA_OFFSET_BYTES;
@@ -94,13 +93,15 @@ pub fn erase(path: &Path) -> Result<()> {
     std::fs::remove_file(path).map_err(failed)
 }
 
+/// How much is overwritten at once.
+const OVERWRITE_BYTES: usize = 256 << 10;
+
 /// Random bytes over the first `length_bytes`, on the disk before this returns.
 fn overwrite(image: &File, length_bytes: u64) -> io::Result<()> {
-    // The kernel never returns fewer than asked for up to 256 bytes.
-    let mut noise = [0; 256];
+    let mut noise = vec![0; OVERWRITE_BYTES];
     let mut offset = 0;
     while offset < length_bytes {
-        rustix::rand::getrandom(&mut noise, GetRandomFlags::empty())?;
+        getrandom::fill(&mut noise).map_err(io::Error::other)?;
         let length = usize::try_from(length_bytes - offset).map_or(noise.len(), |left| left.min(noise.len()));
         image.write_all_at(&noise[..length], offset)?;
         offset += length as u64;
