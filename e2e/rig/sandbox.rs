@@ -4,6 +4,7 @@ use std::env;
 use std::fs;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
+use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::Context;
@@ -26,7 +27,7 @@ pub(crate) fn enter() -> Result<()> {
     }
     let error = Command::new("unshare")
         .args(["--net", "--mount", "--"])
-        .arg(env::current_exe()?)
+        .arg(own_path()?)
         .args(env::args_os().skip(1))
         .env(INSIDE, "1")
         .exec();
@@ -41,9 +42,16 @@ pub(crate) fn join(pid_file: &Path) -> Result<()> {
     let pid = fs::read_to_string(pid_file).context("no rig was left up (make demo KEEP=1)")?;
     let error = Command::new("nsenter")
         .args(["--net", "--mount", "--target", pid.trim(), "--"])
-        .arg(env::current_exe()?)
+        .arg(own_path()?)
         .args(env::args_os().skip(1))
         .env(INSIDE, "1")
         .exec();
     Err(error).context("cannot start nsenter")
+}
+
+/// This program's file. Cargo may have replaced it since we started; the kernel then names the old one `… (deleted)`.
+fn own_path() -> Result<PathBuf> {
+    let path = env::current_exe()?;
+    let name = path.to_str().context("the rig's path is not text")?;
+    Ok(PathBuf::from(name.strip_suffix(" (deleted)").unwrap_or(name)))
 }
