@@ -1,5 +1,5 @@
-//! The story of one volume, told on a real kubelet, a real kernel and a TPM: made, used, searched for, refused, crashed,
-//! deleted. `make demo` shows it to a person; `make cluster` is the same story as a test.
+//! The story of one volume, told on a real kubelet, a real kernel and a TPM: made, used, searched for, refused,
+//! crashed, deleted. `make demo` shows it to a person; `make cluster` is the same story as a test.
 //!
 //! A check that does not hold is counted and the story goes on as far as it can.
 
