@@ -246,7 +246,7 @@ async fn serve(flags: All) -> Result<()> {
     })?);
     let machine: Arc<dyn Machine> = Arc::new(LinuxMachine);
     let pool = Arc::new(LocalPool::open(flags.pool));
-    if let Err(error) = pool.ready() {
+    if let Err(error) = pool.finish_interrupted() {
         tracing::warn!("the pool is not ready yet: {}", error.chain());
     }
     let lifecycle = Lifecycle::new(machine, Arc::clone(&keys), Arc::clone(&pool));
