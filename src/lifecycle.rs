@@ -1,6 +1,6 @@
 //! A volume's life on this machine: one operation per volume at a time, each of which looks at the host first.
 //!
-//! Every verb runs on a thread of its own that holds the volume's guard. A caller that goes away changes nothing:
+//! Every verb runs on a thread of its own, which ends with it and holds the volume's guard. A caller that goes away changes nothing:
 //! the work goes on, the next call is told `OperationPending`, and the one after that finds the work done.
 
 mod busy;
@@ -18,6 +18,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
+use tokio::runtime::Handle;
+use tokio::sync::oneshot;
 use tokio::sync::watch;
 
 use crate::device::Kernel;
@@ -161,12 +163,23 @@ impl Lifecycle {
         .await
     }
 
+    /// Runs `work` on a thread that ends with it, and with it the thread's keyring.
     async fn blocking<T: Send + 'static>(&self, work: impl FnOnce(&Host) -> Result<T> + Send + 'static) -> Result<T> {
         let host = Arc::clone(&self.host);
-        let span = tracing::Span::current();
-        let work = tokio::task::spawn_blocking(move || span.in_scope(|| work(&host)));
-        work.await.unwrap_or_else(|error| {
-            Err(Error::new(Reason::Internal, "the operation ended abnormally; see the driver's log").caused_by(error))
+        let (span, runtime) = (tracing::Span::current(), Handle::current());
+        let (sender, outcome) = oneshot::channel();
+        let operation = move || {
+            let _runtime = runtime.enter();
+            let outcome = span.in_scope(|| work(&host));
+            // A caller that has gone away is not told.
+            let _ = sender.send(outcome);
+        };
+        std::thread::Builder::new()
+            .name("operation".to_owned())
+            .spawn(operation)
+            .map_err(|error| Error::new(Reason::Internal, "no thread for the operation").caused_by(error))?;
+        outcome.await.unwrap_or_else(|_| {
+            Err(Error::new(Reason::Internal, "the operation ended abnormally; see the driver's log"))
         })
     }
 }

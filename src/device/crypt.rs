@@ -115,22 +115,14 @@ pub fn seal(image: Image, shape: &Shape, seal: &SecretBytes) -> Result<(Image, [
 /// Unlocks `header` with `passphrase`, loads the table over `attached`, reads it back, and removes it again if it is
 /// not what the shape demands.
 ///
+/// The volume key stays in the keyring of the calling thread: call this on a thread that ends with the operation.
+///
 /// # Errors
 /// `WrongKey` if the keyslot does not open; `ForeignDevice` if the name is taken or the kernel shows another table;
 /// `Internal` if the kernel refuses key or table.
 pub fn open(shape: &Shape, attached: &Attached, header: &Frozen, passphrase: &SecretBytes) -> Result<()> {
-    // The volume key stays in the keyring of the thread that unlocked it, and goes away with the thread.
-    std::thread::scope(|scope| {
-        let unlock_and_load = || {
-            unlock(shape, header, passphrase)?;
-            table::load(shape, attached)
-        };
-        let thread = std::thread::Builder::new().name("unlock".to_owned());
-        let thread = thread.spawn_scoped(scope, unlock_and_load);
-        let thread =
-            thread.map_err(|e| Error::new(Reason::Internal, "no thread to unlock the volume on").caused_by(e))?;
-        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-    })
+    unlock(shape, header, passphrase)?;
+    table::load(shape, attached)
 }
 
 /// Removes the device under the volume's name, complete or not. Absent is fine.
