@@ -97,14 +97,14 @@ pub struct PutArgs {
     /// nodes that are registered now may have it.
     #[arg(long = "allow", value_name = "NAME")]
     pub allow: Vec<String>,
-    /// kbs:///<repository>/<type>/<tag>
+    /// `kbs:///<repository>/<type>/<tag>`
     pub key_uri: String,
 }
 
 /// `coffer dev-kbs allow` and `deny`.
 #[derive(Debug, Args)]
 pub struct NodeOfKeyArgs {
-    /// kbs:///<repository>/<type>/<tag>
+    /// `kbs:///<repository>/<type>/<tag>`
     pub key_uri: String,
     /// Name of a node in the policy.
     pub name: String,
