@@ -14,7 +14,7 @@ DENY         := $(HOME)/.cache/coffer/cargo-deny-$(DENY_VERSION)/bin/cargo-deny
 PACKAGES := mmdebstrap qemu-system-x86 swtpm libcryptsetup-dev libclang-dev clang libtss2-dev tpm2-tools \
             cryptsetup-bin e2fsprogs xfsprogs pkg-config iproute2 jq strace openssl
 
-.PHONY: setup build lint unit conformance kbs kernel sanity demo cluster test soak shell down
+.PHONY: setup build lint unit conformance kbs kernel sanity demo cluster test soak bench shell down
 
 # Debian packages that are missing; asks the mirror only if one is.
 setup:
@@ -70,6 +70,10 @@ test: lint build
 # Every kill, and what is random or long.
 soak: build
 	$(RIG) --run .rig/soak kernel --soak '$(T)'
+
+# Ratios against cryptsetup by hand and by default, throughput, memory; ROUNDS=1 for a short look. No test.
+bench: build
+	$(RIG) bench $(if $(ROUNDS),--rounds $(ROUNDS))
 
 # A shell on the node that `make demo KEEP=1` left up; `make down` ends it.
 shell:

@@ -7,6 +7,7 @@
 #![expect(clippy::disallowed_methods, reason = "starting programs is what the rig is for; the lint guards the product")]
 
 mod agent;
+mod bench;
 mod cache;
 mod certificates;
 mod cluster;
@@ -82,6 +83,12 @@ enum Command {
     },
     /// Run csi-sanity in a fresh node, with mounts and with block devices.
     Sanity,
+    /// Measure the driver beside cryptsetup by hand and by default, in a fresh node, and print a table.
+    Bench {
+        /// How often everything is repeated.
+        #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+        rounds: u32,
+    },
     /// Boot a fresh node without Kubernetes and leave it up for `shell`.
     Up,
     /// Tell the story of one volume in a fresh Kubernetes of one node.
@@ -133,6 +140,7 @@ fn run(arguments: Arguments) -> Result<()> {
         Command::Target { name, filter } => layers::target(&name, &filter),
         Command::Kernel { filter, soak } => suites::kernel(&run.join("kernel"), &filter, soak),
         Command::Sanity => suites::sanity(&run.join("sanity")),
+        Command::Bench { rounds } => bench::report(&run.join("bench"), rounds),
         Command::Up => {
             sandbox::enter()?;
             let programs = programs::Programs::product()?;

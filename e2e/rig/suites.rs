@@ -37,7 +37,7 @@ pub(crate) fn boot(run: &Path, programs: &Programs, fate: Fate) -> Result<(Machi
 }
 
 /// Builds outside the sandbox, where the registries are, and enters it; inside finds what was built.
-fn sandboxed(build: impl Fn() -> Result<Programs>) -> Result<Programs> {
+pub(crate) fn sandboxed(build: impl Fn() -> Result<Programs>) -> Result<Programs> {
     if sandbox::is_outside() {
         stage("Build what the cache does not have", || {
             Image::get()?;
