@@ -86,7 +86,9 @@ fn work_goes_on_when_the_caller_gives_up() {
     let scene = Scene::new();
     let volume = Volume::create(&scene, "impatient", Kind::Ext4);
     let gave_up = scene.driver().stage_within(&volume.id, volume.kind, Duration::from_millis(150));
-    assert_eq!(gave_up.expect_err("a stage takes longer").code(), Code::DeadlineExceeded);
+    // The client's own clock says Cancelled, a deadline that the server sees DeadlineExceeded.
+    let gave_up = gave_up.expect_err("a stage takes longer").code();
+    assert!(matches!(gave_up, Code::Cancelled | Code::DeadlineExceeded), "{gave_up:?}");
     let second = scene.driver().stage(&volume.id, volume.kind).expect_err("the first still runs");
     assert_eq!(second.code(), Code::Aborted, "{second:?}");
     assert!(second.message().starts_with("OperationPending: "), "{second:?}");
