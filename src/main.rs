@@ -199,6 +199,7 @@ fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(refusal) => return explain(&refusal),
     };
+    keep_no_freed_memory();
     if let Err(error) = start_log(&cli).and_then(|()| forbid_core_dumps()) {
         return fail(&error);
     }
@@ -288,6 +289,18 @@ fn forbid_core_dumps() -> Result<()> {
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
         .and_then(|()| rustix::process::setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) }))
         .map_err(|error| Error::new(Reason::Internal, "core dumps cannot be forbidden").caused_by(error))
+}
+
+/// glibc gives each thread a heap of its own and, once a large buffer was freed, takes the next ones from those heaps,
+/// which never shrink: the buffers of 2 MiB that headers are read into would add up with the threads that staged.
+fn keep_no_freed_memory() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: mallopt sets two parameters of malloc; there is no other thread yet. It fails only for unknown ones.
+    unsafe {
+        // Larger buffers go back to the kernel when they are freed. Naming a threshold keeps it from rising.
+        libc::mallopt(libc::M_MMAP_THRESHOLD, 128 << 10);
+        libc::mallopt(libc::M_ARENA_MAX, 2);
+    }
 }
 
 fn start_log(cli: &Cli) -> Result<()> {
