@@ -1,5 +1,5 @@
 //! The CSI seen from its caller: every code of the specification's error tables, over the real socket, with a machine
-//! that lives in memory and a key source that always answers.
+//! that lives in memory and a key source that answers as it is told.
 //!
 //! Every refusal has its code, a message that begins with a reason word, empty details, and changes nothing on disk.
 
@@ -14,6 +14,7 @@ use std::path::Path;
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::Mutex;
 
 use coffer::device::fake::FakeMachine;
 use coffer::grpc::Door;
@@ -30,9 +31,12 @@ use coffer::grpc::proto::csi::volume_capability::access_mode::Mode;
 use coffer::key::KeySource;
 use coffer::lifecycle::Lifecycle;
 use coffer::provision::LocalPool;
+use coffer::volume::Error;
 use coffer::volume::KeyUri;
 use coffer::volume::Reason;
 use coffer::volume::SecretBytes;
+use tokio::sync::Notify;
+use tokio::sync::Semaphore;
 use tonic::Code;
 use tonic::Status;
 use tonic::transport::Channel;
@@ -43,19 +47,38 @@ const MIB: i64 = 1 << 20;
 /// Has our form and belongs to no volume.
 const UNKNOWN_ID: &str = "cv-00000000000000000000000000000000";
 
-struct OneSecret;
+/// A key source that answers what it is told to, once it is let.
+struct Broker {
+    answer: Mutex<Result<u8, Reason>>,
+    gate: Semaphore,
+    asked: Notify,
+}
 
-impl KeySource for OneSecret {
+impl Broker {
+    fn answers(&self, answer: Result<u8, Reason>) {
+        *self.answer.lock().expect("no test panics while it holds the lock") = answer;
+    }
+}
+
+impl KeySource for Broker {
     fn secret<'a>(
         &'a self,
         _: &'a KeyUri,
     ) -> Pin<Box<dyn Future<Output = coffer::volume::Result<SecretBytes>> + Send + 'a>> {
-        Box::pin(async { Ok(SecretBytes::new(Zeroizing::new(vec![7; 32]))) })
+        Box::pin(async {
+            self.asked.notify_one();
+            let _turn = self.gate.acquire().await.expect("the gate is never closed for good");
+            let answer = *self.answer.lock().expect("no test panics while it holds the lock");
+            answer
+                .map(|byte| SecretBytes::new(Zeroizing::new(vec![byte; 32])))
+                .map_err(|reason| Error::new(reason, "the test's KBS says so"))
+        })
     }
 }
 
 /// A running driver and a connection to it.
 struct Scene {
+    broker: Arc<Broker>,
     directory: tempfile::TempDir,
     channel: Channel,
 }
@@ -66,7 +89,8 @@ impl Scene {
         let pool = directory.path().join("pool");
         LocalPool::init(&pool).expect("a new pool");
         let pool = Arc::new(LocalPool::open(pool));
-        let keys: Arc<dyn KeySource> = Arc::new(OneSecret);
+        let broker = Arc::new(Broker { answer: Mutex::new(Ok(7)), gate: Semaphore::new(1), asked: Notify::new() });
+        let keys: Arc<dyn KeySource> = Arc::clone(&broker) as _;
         let lifecycle = Lifecycle::new(Arc::new(FakeMachine::default()), Arc::clone(&keys), Arc::clone(&pool));
         let csi = directory.path().join("csi.sock");
         let address = format!("unix://{}", csi.display());
@@ -79,7 +103,7 @@ impl Scene {
                 Err(_) => tokio::task::yield_now().await,
             }
         };
-        Self { directory, channel }
+        Self { broker, directory, channel }
     }
 
     fn identity(&self) -> IdentityClient<Channel> {

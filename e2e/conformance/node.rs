@@ -169,3 +169,51 @@ async fn repeated_publishes_follow_the_table_of_the_specification() {
         assert_eq!(second.map_or_else(|status| status.code(), |_| Code::Ok), other_target, "{mode:?}");
     }
 }
+
+#[tokio::test]
+async fn what_the_kbs_refuses_has_its_own_code_and_word_and_the_next_stage_succeeds() {
+    for (reason, code) in [
+        (Reason::KbsUnreachable, Code::Unavailable),
+        (Reason::KbsTimeout, Code::Unavailable),
+        (Reason::KbsProtocol, Code::Unavailable),
+        (Reason::KbsUntrusted, Code::Unavailable),
+        (Reason::KbsBusy, Code::Aborted),
+        (Reason::AttesterUnavailable, Code::Unavailable),
+        (Reason::AttestationDenied, Code::Unauthenticated),
+        (Reason::PolicyDenied, Code::PermissionDenied),
+        (Reason::KeyNotFound, Code::FailedPrecondition),
+        (Reason::KeyTooShort, Code::FailedPrecondition),
+    ] {
+        let scene = Scene::start().await;
+        let id = scene.volume("denied", mount(Mode::SingleNodeMultiWriter)).await;
+        let request = stage(&scene, &id, mount(Mode::SingleNodeMultiWriter));
+        scene.broker.answers(Err(reason));
+        let status = scene.refused(scene.node().node_stage_volume(request.clone()), code).await;
+        assert!(status.message().starts_with(&format!("{reason}: ")), "{status:?}");
+        scene.broker.answers(Ok(7));
+        scene.node().node_stage_volume(request).await.expect("once the KBS agrees");
+    }
+}
+
+#[tokio::test]
+async fn a_call_for_a_volume_that_is_being_worked_on_is_aborted() {
+    let scene = Scene::start().await;
+    let id = scene.volume("busy", mount(Mode::SingleNodeMultiWriter)).await;
+    let request = stage(&scene, &id, mount(Mode::SingleNodeMultiWriter));
+    let closed = scene.broker.gate.acquire().await.expect("open");
+    let first = tokio::spawn({
+        let (mut node, request) = (scene.node(), request.clone());
+        async move { node.node_stage_volume(request).await }
+    });
+    scene.broker.asked.notified().await;
+    let status = scene.refused(scene.node().node_stage_volume(request.clone()), Code::Aborted).await;
+    assert!(status.message().starts_with("OperationPending: "), "{status:?}");
+    let unstage = csi::NodeUnstageVolumeRequest {
+        volume_id: id.clone(),
+        staging_target_path: request.staging_target_path.clone(),
+    };
+    scene.refused(scene.node().node_unstage_volume(unstage), Code::Aborted).await;
+    drop(closed);
+    first.await.expect("no panic").expect("the first call succeeds");
+    scene.node().node_stage_volume(request).await.expect("done already");
+}

@@ -53,7 +53,7 @@ pub(crate) fn kernel(run: &Path, filter: &str, soak: bool) -> Result<()> {
     let programs = sandboxed(|| Programs::product()?.with_test("kernel"))?;
     let (machine, guest) = boot(run, &programs, Fate::WithRig)?;
     let soak = if soak { "COFFER_SOAK=1 " } else { "" };
-    let script = format!("{soak}/share/bin/test-kernel --test-threads=1 {filter} 2>&1");
+    let script = format!("{soak}/share/bin/test-kernel --test-threads=1 --show-output {filter} 2>&1");
     let mut count = Count::default();
     let status = show(&guest, &script, |line| {
         if let Some(found) = Count::of_rust(line) {
