@@ -10,9 +10,6 @@ mod memory;
 use std::env;
 use std::fs::File;
 use std::io::Write;
-use std::thread;
-use std::time::Duration;
-use std::time::Instant;
 
 use crate::scene::Scene;
 use crate::scene::shell;
@@ -105,14 +102,4 @@ fn throughput(scene: &Scene, rounds: usize, samples: &mut Samples) {
 fn settled<T>(work: impl FnOnce() -> T) -> T {
     shell("sync; udevadm settle");
     work()
-}
-
-/// Waits until `condition` holds.
-#[track_caller]
-fn wait_until(what: &str, condition: impl Fn() -> bool) {
-    let start = Instant::now();
-    while !condition() {
-        assert!(start.elapsed() < Duration::from_secs(20), "{what} did not happen");
-        thread::sleep(Duration::from_millis(10));
-    }
 }

@@ -2,16 +2,14 @@
 
 use std::fs;
 use std::fs::File;
-use std::io::Read;
 use std::io::Write;
 use std::net::TcpStream;
+use std::path::Path;
 use std::process::Child;
 use std::process::Command;
 use std::process::Stdio;
 use std::sync::Mutex;
 use std::sync::OnceLock;
-use std::time::Duration;
-use std::time::Instant;
 
 use coffer::key::VolumeKeys;
 use coffer::volume::SecretBytes;
@@ -19,10 +17,12 @@ use coffer::volume::VolumeId;
 use zeroize::Zeroizing;
 
 use crate::scene::shell;
+use crate::scene::wait_until;
 
 /// The key of every volume in these tests.
 pub(crate) const KEY_URI: &str = "kbs:///default/volumes/test";
-const STATE: &str = "/run/kbs";
+/// On the system disk, where it survives a power cut.
+const STATE: &str = "/var/lib/kbs";
 const PORT: u16 = 8443;
 const GARBAGE_PORT: u16 = 8444;
 const NODE: &str = "node1";
@@ -38,12 +38,17 @@ impl Broker {
     pub(crate) fn get() -> &'static Self {
         static BROKER: OnceLock<Broker> = OnceLock::new();
         BROKER.get_or_init(|| {
-            let mut secret = [0; 32];
-            File::open("/dev/urandom").and_then(|mut random| random.read_exact(&mut secret)).expect("random bytes");
-            shell(&format!("rm -rf {STATE}; mkdir {STATE}"));
-            shell(&format!("coffer attest --attester tpm --output json >{STATE}/attest.json"));
-            shell(&format!("coffer dev-kbs --state {STATE} register --pcrs 0-7 {NODE} {STATE}/attest.json"));
-            Self { server: Mutex::new(None), secret }
+            // After a power cut the node must be known by what it registered before.
+            if !Path::new(STATE).exists() {
+                shell(&format!(
+                    "mkdir {STATE}
+                     coffer attest --attester tpm --output json >{STATE}/attest.json
+                     coffer dev-kbs --state {STATE} register --pcrs 0-7 {NODE} {STATE}/attest.json
+                     head -c 32 /dev/urandom >{STATE}/secret"
+                ));
+            }
+            let secret = fs::read(format!("{STATE}/secret")).expect("the secret is there");
+            Self { server: Mutex::new(None), secret: secret.try_into().expect("32 bytes") }
         })
     }
 
@@ -192,9 +197,5 @@ fn serve(state: &str, port: u16) -> Child {
 }
 
 fn wait_for_port(port: u16) {
-    let start = Instant::now();
-    while TcpStream::connect(("127.0.0.1", port)).is_err() {
-        assert!(start.elapsed() < Duration::from_secs(30), "nobody listens on port {port}");
-        std::thread::sleep(Duration::from_millis(20));
-    }
+    wait_until("a listener on the KBS's port", || TcpStream::connect(("127.0.0.1", port)).is_ok());
 }

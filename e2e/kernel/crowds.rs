@@ -72,10 +72,7 @@ fn a_deletion_that_races_the_unstage_waits_for_it() {
     let volume = Volume::create_staged(&scene, "race", Kind::Ext4);
     thread::scope(|scope| {
         scope.spawn(|| insist(|| scene.driver().delete(&volume.id)));
-        scope.spawn(|| {
-            thread::sleep(Duration::from_millis(300));
-            insist(|| scene.driver().unstage(&volume.id));
-        });
+        scope.spawn(|| insist(|| scene.driver().unstage(&volume.id)));
     });
     assert!(!volume.record().exists());
     scene.end();

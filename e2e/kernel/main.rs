@@ -15,6 +15,7 @@ mod leaks;
 mod leaks_are_caught;
 mod leftovers;
 mod publishing;
+mod reboot;
 mod refusals;
 mod sanity;
 mod scene;

@@ -1,11 +1,11 @@
 //! One test's world: an empty pool on a file system of its own, a KBS that trusts this node, and a running driver.
 //! At its end nothing may be left that was not there before.
 
-use std::fs;
 use std::panic::Location;
 use std::path::Path;
 use std::path::PathBuf;
 use std::process::Command;
+use std::thread;
 use std::time::Duration;
 use std::time::Instant;
 
@@ -17,8 +17,9 @@ use crate::leaks::Listing;
 /// The disk that belongs to the tests.
 const DISK: &str = "/dev/vdb";
 const MOUNT: &str = "/mnt/pool";
-/// Descriptors of finished connections are closed in the background.
-const PATIENCE: Duration = Duration::from_secs(10);
+const POOL: &str = "/mnt/pool/coffer";
+/// For what ends in the background: descriptors of finished connections, threads, keys without a keyring.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// See the module.
 pub(crate) struct Scene {
@@ -40,16 +41,28 @@ impl Scene {
     /// A pool on a file system of this size, as `mkfs.ext4` understands it.
     #[track_caller]
     pub(crate) fn with_pool_of(size: &str) -> Self {
-        let broker = Broker::get();
-        broker.reset();
-        fs::create_dir_all(MOUNT).expect("a mount point");
         // What a failed test left here must not fail the next one.
         clear();
-        shell(&format!("mkfs.ext4 -q -F -E nodiscard {DISK} {size} && mount {DISK} {MOUNT}"));
-        let pool = Path::new(MOUNT).join("coffer");
-        fs::create_dir(&pool).expect("the pool's directory");
-        shell(&format!("coffer pool init {}", pool.display()));
-        let options = Options { pool, kbs: broker.flags(), log: log(Location::caller()) };
+        shell(&format!(
+            "mkfs.ext4 -q -F -E nodiscard {DISK} {size}
+             mkdir -p {MOUNT} && mount {DISK} {MOUNT} && mkdir {POOL} && coffer pool init {POOL}"
+        ));
+        Self::start()
+    }
+
+    /// The pool that an earlier boot left.
+    #[track_caller]
+    pub(crate) fn after_a_power_cut() -> Self {
+        clear();
+        shell(&format!("mount {DISK} {MOUNT}"));
+        Self::start()
+    }
+
+    #[track_caller]
+    fn start() -> Self {
+        let broker = Broker::get();
+        broker.reset();
+        let options = Options { pool: POOL.into(), kbs: broker.flags(), log: log(Location::caller()) };
         let driver = Driver::start(&options);
         let before = Listing::take(&options.pool, Some(driver.pid()));
         Self { broker, driver: Some(driver), options, before }
@@ -98,7 +111,7 @@ impl Scene {
         let start = Instant::now();
         let mut changes = self.changes();
         while !changes.is_empty() && start.elapsed() < PATIENCE {
-            std::thread::sleep(Duration::from_millis(100));
+            thread::sleep(Duration::from_millis(100));
             changes = self.changes();
         }
         assert!(changes.is_empty(), "left behind:\n{}", changes.join("\n"));
@@ -133,4 +146,14 @@ pub(crate) fn shell(script: &str) -> String {
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{script}\nended with {}: {errors}", output.status);
     String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// Waits until `condition` holds.
+#[track_caller]
+pub(crate) fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !condition() {
+        assert!(start.elapsed() < PATIENCE, "{what} did not happen");
+        thread::sleep(Duration::from_millis(10));
+    }
 }

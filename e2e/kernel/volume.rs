@@ -35,8 +35,12 @@ impl Volume {
         let bytes = if kind == Kind::Xfs { XFS_BYTES } else { SMALL_BYTES };
         let answer = scene.driver().create(name, bytes, kind).expect("created");
         assert_eq!(answer.capacity_bytes, bytes);
-        let directory = scene.pool().join(&answer.volume_id);
-        Self { id: answer.volume_id, kind, directory }
+        Self::existing(scene, &answer.volume_id, kind)
+    }
+
+    /// The volume of this id, which an earlier boot created.
+    pub(crate) fn existing(scene: &Scene, id: &str, kind: Kind) -> Self {
+        Self { id: id.to_owned(), kind, directory: scene.pool().join(id) }
     }
 
     /// Creates the volume and stages it for the first time.

@@ -18,6 +18,9 @@ use crate::report::stage;
 use crate::sandbox;
 use crate::wire::Kind;
 
+/// The kernel tests that have a power cut between them.
+const HALVES: [&str; 2] = ["reboot::before_the_power_cut", "reboot::after_the_power_cut"];
+
 /// The node on which a suite runs alone: no Kubernetes, an empty second disk.
 fn node(fate: Fate) -> Spec {
     Spec { name: "node1".into(), subnet: 2, memory_mib: 2048, pool_bytes: 8 << 30, forwards: Vec::new(), fate }
@@ -51,15 +54,24 @@ pub(crate) fn sandboxed(build: impl Fn() -> Result<Programs>) -> Result<Programs
 /// The kernel tests whose names contain one of the words of `filter`; with `soak` also what is long.
 pub(crate) fn kernel(run: &Path, filter: &str, soak: bool) -> Result<()> {
     let programs = sandboxed(|| Programs::product()?.with_test("kernel"))?;
-    let (machine, guest) = boot(run, &programs, Fate::WithRig)?;
+    let (mut machine, guest) = boot(run, &programs, Fate::WithRig)?;
     let soak = if soak { "COFFER_SOAK=1 " } else { "" };
-    let script = format!("{soak}/share/bin/test-kernel --test-threads=1 --show-output {filter} 2>&1");
     let mut count = Count::default();
-    let status = show(&guest, &script, |line| {
-        if let Some(found) = Count::of_rust(line) {
-            count = count.and(found);
-        }
-    });
+    let mut tests = |guest: &Guest, arguments: &str| {
+        let script = format!("{soak}/share/bin/test-kernel --test-threads=1 --show-output {arguments} 2>&1");
+        show(guest, &script, |line| count = count.and(Count::of_rust(line).unwrap_or_default()))
+    };
+    let mut status = tests(&guest, filter);
+    if filter.is_empty() || filter.split_whitespace().any(|word| HALVES.concat().contains(word)) {
+        let [before, after] = HALVES;
+        let halves = || {
+            let first = tests(&guest, &format!("--ignored {before}"))?;
+            machine.kill()?;
+            let guest = stage("Boot the node after the power cut", || machine.boot())?;
+            Ok(first.max(tests(&guest, &format!("--ignored {after}"))?))
+        };
+        status = status.and_then(|suite| stage("Cut the power", halves).map(|halves| suite.max(halves)));
+    }
     finish(&machine, count, status)
 }
 

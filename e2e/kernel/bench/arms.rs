@@ -5,11 +5,11 @@ use std::path::Path;
 use std::path::PathBuf;
 use std::time::Instant;
 
-use super::wait_until;
 use crate::driver::Kind;
 use crate::driver::staging_path;
 use crate::scene::Scene;
 use crate::scene::shell;
+use crate::scene::wait_until;
 
 /// Payload of every volume here.
 const BYTES: i64 = 1 << 30;
