@@ -1,10 +1,10 @@
 //! A small KBS for evaluation and tests: it speaks KBS protocol 0.4.0 over TLS and really verifies TPM quotes.
 //!
 //! Everything it knows is in one state directory: `policy.json` (nodes, and who may have which key; read again at every
-//! request), `secrets.json` (mode 0600), `release.log` (one JSON line for each key that was released, and nothing else),
-//! `ca.pem` and `ca.key`. It refuses evidence that does not verify (`AttestationError`) and, by its policy, every node
-//! that is not named for a path (`PolicyDeny`). It has no administration over the network, accepts no bearer tokens,
-//! and evidence that proves nothing only with `--allow-sample`. It is no replacement for a KBS in production.
+//! request), `secrets.json` (mode 0600), `release.log` (one JSON line for each key that was released, and nothing
+//! else), `ca.pem` and `ca.key`. It refuses evidence that does not verify (`AttestationError`) and, by its policy,
+//! every node that is not named for a path (`PolicyDeny`). It has no administration over the network, accepts no bearer
+//! tokens, and evidence that proves nothing only with `--allow-sample`. It is no replacement for a KBS in production.
 
 mod envelope;
 mod policy;

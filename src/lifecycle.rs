@@ -1,7 +1,7 @@
 //! A volume's life on this machine: one operation per volume at a time, each of which looks at the host first.
 //!
-//! Every verb runs on a thread of its own, which ends with it and holds the volume's guard. A caller that goes away changes nothing:
-//! the work goes on, the next call is told `OperationPending`, and the one after that finds the work done.
+//! Every verb runs on a thread of its own, which ends with it and holds the volume's guard. A caller that goes away
+//! changes nothing: the work goes on, the next call is told `OperationPending`, and the one after that finds it done.
 
 mod busy;
 mod health;
@@ -163,7 +163,7 @@ impl Lifecycle {
         .await
     }
 
-    /// Runs `work` on a thread that ends with it, and with it the thread's keyring.
+    /// Runs `work` on a thread that ends with it.
     async fn blocking<T: Send + 'static>(&self, work: impl FnOnce(&Host) -> Result<T> + Send + 'static) -> Result<T> {
         let host = Arc::clone(&self.host);
         let (span, runtime) = (tracing::Span::current(), Handle::current());

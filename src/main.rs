@@ -4,6 +4,8 @@
 
 use std::fmt::Display;
 use std::future::Future;
+use std::io::ErrorKind as IoErrorKind;
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -214,23 +216,19 @@ async fn run(command: Command) -> Result<()> {
     match command {
         Command::All(flags) => serve(flags).await,
         Command::Pool(Pool::Init { dir }) => {
-            println!("{} is pool {}", dir.display(), LocalPool::init(&dir)?.pool_id);
-            Ok(())
+            print(&format!("{} is pool {}\n", dir.display(), LocalPool::init(&dir)?.pool_id))
         }
         Command::Attest(flags) => {
             let description = attester(flags.attester)?.describe().await?;
-            print(flags.output, &description);
-            Ok(())
+            show(flags.output, &description)
         }
         Command::Volume(Volume::List(look)) => {
-            print(look.output, &inspect::list(&LocalPool::open(look.pool), &LinuxMachine)?);
-            Ok(())
+            show(look.output, &inspect::list(&LocalPool::open(look.pool), &LinuxMachine)?)
         }
         Command::Volume(Volume::Inspect { id, look }) => {
             let not_found = || Error::new(Reason::VolumeNotFound, format!("{id:?} is not an id of this driver"));
             let id = VolumeId::parse(&id).ok_or_else(not_found)?;
-            print(look.output, &inspect::volume(&LocalPool::open(look.pool), &LinuxMachine, &id)?);
-            Ok(())
+            show(look.output, &inspect::volume(&LocalPool::open(look.pool), &LinuxMachine, &id)?)
         }
         #[cfg(feature = "dev")]
         Command::DevKbs(arguments) => dev_kbs::run(arguments).await,
@@ -324,18 +322,27 @@ fn parse_node_name(text: &str) -> std::result::Result<String, &'static str> {
     }
 }
 
-fn print<T: Display + serde::Serialize>(output: Output, value: &T) {
-    match output {
-        Output::Text => print!("{value}"),
-        Output::Json => println!("{}", serde_json::to_string_pretty(value).expect("texts, numbers and lists of them")),
+fn show<T: Display + serde::Serialize>(output: Output, value: &T) -> Result<()> {
+    print(&match output {
+        Output::Text => value.to_string(),
+        Output::Json => serde_json::to_string_pretty(value).expect("texts, numbers and lists of them") + "\n",
+    })
+}
+
+/// Writes to standard output. A reader that has gone away, such as `head`, has seen enough.
+fn print(text: &str) -> Result<()> {
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != IoErrorKind::BrokenPipe => {
+            Err(Error::new(Reason::Internal, "standard output cannot be written").caused_by(error))
+        }
+        _ => Ok(()),
     }
 }
 
 /// Help goes to standard output; a refused command line is one line on standard error.
 fn explain(refusal: &clap::Error) -> ExitCode {
     if matches!(refusal.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
-        print!("{refusal}");
-        return ExitCode::SUCCESS;
+        return print(&refusal.to_string()).map_or_else(|error| fail(&error), |()| ExitCode::SUCCESS);
     }
     if refusal.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
         eprint!("{refusal}");

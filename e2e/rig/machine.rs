@@ -176,7 +176,7 @@ impl Machine {
         for (flag, value) in [
             ("-machine", "q35"),
             ("-accel", "tcg,thread=single,tb-size=1024"),
-            ("-smp", "2"),
+            ("-smp", "1"),
             ("-cpu", "max"),
             ("-m", &memory),
             ("-display", "none"),

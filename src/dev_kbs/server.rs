@@ -250,7 +250,7 @@ async fn resource(
 }
 
 impl Kbs {
-    /// The secret under `uri` if the policy, as it is now, gives it to the node of `claims`. The release is written down.
+    /// The secret under `uri` if the policy, as it is now, gives it to the node of `claims`. The release is logged.
     fn release(&self, claims: &Claims, uri: &KeyUri) -> Result<SecretBytes, Refusal> {
         let policy = self.state.policy()?;
         let Some((name, node)) = policy.allows(claims, uri) else {

@@ -146,7 +146,7 @@ impl State {
     /// all that are registered.
     ///
     /// # Errors
-    /// `AlreadyExists` if there is a secret and `replace` is false, `InvalidArgument` for a node that is not registered.
+    /// `AlreadyExists` if there is a secret and `replace` is false, `InvalidArgument` for a node that is unknown.
     pub fn put(&self, uri: &KeyUri, secret: &SecretBytes, replace: bool, allow: &[String]) -> Result<Vec<String>> {
         let path = uri.resource_path().to_owned();
         let nodes = self.change_policy(|policy| {

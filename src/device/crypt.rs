@@ -19,6 +19,9 @@ use libcryptsetup_rs::consts::vals::{CryptKdf, EncryptionFormat, KeyslotsSize, M
 use libcryptsetup_rs::{
     CryptDevice, CryptInit, CryptParamsLuks2, CryptParamsLuks2Ref, CryptPbkdfType, Either, LibcryptErr, TokenInput,
 };
+use linux_keyutils::KeyError;
+use linux_keyutils::KeyRing;
+use linux_keyutils::KeyRingIdentifier;
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 
 use super::Mapper;
@@ -115,14 +118,16 @@ pub fn seal(image: Image, shape: &Shape, seal: &SecretBytes) -> Result<(Image, [
 /// Unlocks `header` with `passphrase`, loads the table over `attached`, reads it back, and removes it again if it is
 /// not what the shape demands.
 ///
-/// The volume key stays in the keyring of the calling thread: call this on a thread that ends with the operation.
+/// On the way the volume key is in the keyring of the calling thread, which is empty afterwards. A thread's end would not
+/// do: every file that the kernel opened for this thread, such as a mount's device, keeps its keyring alive.
 ///
 /// # Errors
 /// `WrongKey` if the keyslot does not open; `ForeignDevice` if the name is taken or the kernel shows another table;
 /// `Internal` if the kernel refuses key or table.
 pub fn open(shape: &Shape, attached: &Attached, header: &Frozen, passphrase: &SecretBytes) -> Result<()> {
-    unlock(shape, header, passphrase)?;
-    table::load(shape, attached)
+    let opened = unlock(shape, header, passphrase).and_then(|()| table::load(shape, attached));
+    empty_keyring();
+    opened
 }
 
 /// Removes the device under the volume's name, complete or not. Absent is fine.
@@ -173,6 +178,14 @@ fn unlock(shape: &Shape, header: &Frozen, passphrase: &SecretBytes) -> Result<()
         ),
     }
     .caused_by(error))
+}
+
+fn empty_keyring() {
+    let emptied = KeyRing::from_special_id(KeyRingIdentifier::Thread, false).and_then(|keyring| keyring.clear());
+    match emptied {
+        Ok(()) | Err(KeyError::KeyDoesNotExist) => {}
+        Err(error) => tracing::warn!(%error, "the volume key stays in a keyring of the kernel"),
+    }
 }
 
 fn load(path: &Path) -> Result<CryptDevice> {

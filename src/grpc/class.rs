@@ -1,5 +1,5 @@
-//! The parameters of a StorageClass: names of things, never keys. Unknown ones are refused with the accepted ones named,
-//! because a typo must not silently make a volume with other properties.
+//! The parameters of a StorageClass: names of things, never keys. Unknown ones are refused with the accepted ones
+//! named, because a typo must not silently make a volume with other properties.
 //!
 //! Keys with the provisioner's prefix are never unknown: it passes them raw to `GetCapacity`, and an error there stops
 //! all scheduling.

@@ -8,7 +8,7 @@ use crate::volume::Reason;
 /// Longest message on the wire, in characters. A request may be quoted in it, and it ends up in an Event.
 const MESSAGE_CHARACTERS: usize = 2000;
 
-/// The answer for `error`: its reason word, its message and the causes behind it. Details stay empty, as the CSI demands.
+/// The answer for `error`: its reason word, its message and the causes behind it. The CSI wants details to be empty.
 pub(super) fn of(error: &Error) -> Status {
     Status::new(code(error.reason()), error.chain().chars().take(MESSAGE_CHARACTERS).collect::<String>())
 }

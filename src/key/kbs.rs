@@ -1,9 +1,9 @@
 //! The client side of the KBS protocol 0.4.0, for any implementation of it: prove, then fetch one secret.
 //!
-//! An exchange is three requests under one deadline: `auth` gives a nonce and a cookie, `attest` takes evidence bound to
-//! the nonce and to a key pair made for this exchange, `resource` gives the secret encrypted for that key. The cookie is
-//! used for this one secret; key pair, cookie and connection end with the exchange. One exchange runs at a time.
-//! Refused: every other protocol version, redirects, answers above a size, plain HTTP with evidence that proves
+//! An exchange is three requests under one deadline: `auth` gives a nonce and a cookie, `attest` takes evidence bound
+//! to the nonce and to a key pair made for this exchange, `resource` gives the secret encrypted for that key. The
+//! cookie is used for this one secret; key pair, cookie and connection end with the exchange. One exchange runs at a
+//! time. Refused: every other protocol version, redirects, answers above a size, plain HTTP with evidence that proves
 //! something, and every server that the pinned CA did not sign.
 
 mod answer;

@@ -184,7 +184,7 @@ impl Inner {
         })
     }
 
-    /// The attestation key: what the TPM saved for us before or, for example after its restart, the same key made again.
+    /// The attestation key: what the TPM saved for us before or, after its restart for example, the same key made anew.
     fn load_key(&self, context: &mut Context, saved: &mut Option<SavedKey>) -> Result<(KeyHandle, Vec<u8>)> {
         if let Some(SavedKey { context: blob, public_der }) = saved
             && let Ok(handle) = context.context_load(blob.clone())
