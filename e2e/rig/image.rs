@@ -44,8 +44,11 @@ const PACKAGES: &[&str] = &[
     "libtss2-esys-3.0.2-0t64",
     "libtss2-tcti-device0t64",
 ];
+/// An initial RAM disk with what finds the root file system boots faster than Debian's, which suits any machine.
+const INITRD: &str = r#"cd "$1/etc/initramfs-tools" && echo MODULES=list >conf.d/rig &&
+    printf '%s\n' virtio_pci virtio_blk ext4 >>modules && chroot "$1" update-initramfs -u"#;
 /// Size of the node's disk; it is sparse.
-const DISK_BYTES: &str = "8G";
+const DISK_BYTES: &str = "4G";
 const STUB_INIT: &str = include_str!("guest/stub-init");
 
 /// What QEMU needs to boot a node.
@@ -59,7 +62,7 @@ impl Image {
         let packages = PACKAGES.join(",");
         let tree = tree()?;
         let directory =
-            cache::artefact("node", &[GENERATION, SUITE, &packages, DISK_BYTES, STUB_INIT], |path| make(&tree, path))?;
+            cache::artefact("node", &[GENERATION, SUITE, &packages, INITRD, DISK_BYTES, STUB_INIT], |path| make(&tree, path))?;
         Ok(Self { directory })
     }
 
@@ -82,11 +85,12 @@ impl Image {
 /// The Debian tree as a tar archive. The control plane takes etcd out of it.
 pub(crate) fn tree() -> Result<PathBuf> {
     let packages = PACKAGES.join(",");
-    cache::artefact("root.tar", &[GENERATION, SUITE, &packages], |path| {
+    cache::artefact("root.tar", &[GENERATION, SUITE, &packages, INITRD], |path| {
         let path = path.to_str().context("the cache has a name that is not text")?;
         succeed(
             Command::new("mmdebstrap")
                 .args(["--variant=minbase", "--format=tar", &format!("--include={packages}")])
+                .arg(format!("--customize-hook={INITRD}"))
                 .args([SUITE, path]),
         )
     })

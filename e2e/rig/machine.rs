@@ -158,8 +158,8 @@ impl Machine {
         let Spec { name, subnet, memory_mib, .. } = &self.spec;
         let memory = memory_mib.to_string();
         let append = format!(
-            "root=/dev/vda rw console=ttyS0 quiet mitigations=off net.ifnames=0 panic=-1 init=/init \
-             coffer_node={name} coffer_subnet={subnet}"
+            "root=/dev/vda rw console=ttyS0 quiet mitigations=off cryptomgr.notests=1 net.ifnames=0 panic=-1 \
+             init=/init coffer_node={name} coffer_subnet={subnet}"
         );
         let mut network = format!("user,id=net,net=10.0.{subnet}.0/24");
         network += &format!(",hostfwd=tcp:127.0.0.1:{}-:{AGENT_PORT}", agent_port(&self.spec));
@@ -171,7 +171,8 @@ impl Machine {
         let share = |path: &Path, tag: &str, mode: &str| {
             format!("local,path={},mount_tag={tag},security_model=none,multidevs=remap{mode}", path.display())
         };
-        let mut arguments: Vec<String> = Vec::new();
+        // Without QEMU's default devices there are no drivers to load for them.
+        let mut arguments = vec!["-nodefaults".to_owned()];
         // Several TCG threads crash the guest when the kernel patches its own code (`Oops: int3`).
         for (flag, value) in [
             ("-machine", "q35"),
@@ -180,7 +181,6 @@ impl Machine {
             ("-cpu", "max"),
             ("-m", &memory),
             ("-display", "none"),
-            ("-monitor", "none"),
             ("-kernel", &self.image.kernel().to_string_lossy()),
             ("-initrd", &self.image.initrd().to_string_lossy()),
             ("-append", &append),
