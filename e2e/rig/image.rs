@@ -62,7 +62,9 @@ impl Image {
         let packages = PACKAGES.join(",");
         let tree = tree()?;
         let directory =
-            cache::artefact("node", &[GENERATION, SUITE, &packages, INITRD, DISK_BYTES, STUB_INIT], |path| make(&tree, path))?;
+            cache::artefact("node", &[GENERATION, SUITE, &packages, INITRD, DISK_BYTES, STUB_INIT], |path| {
+                make(&tree, path)
+            })?;
         Ok(Self { directory })
     }
 

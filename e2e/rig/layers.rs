@@ -2,6 +2,7 @@
 
 use std::io::BufRead;
 use std::io::BufReader;
+use std::io::Write;
 use std::process::Command;
 use std::process::Stdio;
 
@@ -11,23 +12,57 @@ use anyhow::Result;
 use crate::report::Count;
 use crate::report::stage;
 
-/// From what takes seconds to what takes minutes. Each is a target of the Makefile.
-const LAYERS: [&str; 6] = ["unit", "conformance", "kbs", "kernel", "sanity", "cluster"];
+/// What needs no node: both cores, one after the other. Each is a target of the Makefile.
+const ON_THE_HOST: [&str; 3] = ["unit", "conformance", "kbs"];
+/// An emulated node keeps one core busy, so one node works on this.
+const ON_A_NODE: [&str; 1] = ["kernel"];
+/// And another on this at the same time. What they print appears when each has ended.
+const ON_ANOTHER_NODE: [&str; 2] = ["sanity", "cluster"];
 
 /// Runs every layer, also after one has failed.
 pub(crate) fn all() -> Result<()> {
-    let mut counts = Vec::new();
-    for layer in LAYERS {
-        let count = stage(&format!("make {layer}"), || make(layer)).unwrap_or_else(|error| {
-            println!("    {error:#}");
-            Count { passed: 0, failed: 1 }
+    let mut counts = lane(&ON_THE_HOST, show);
+    std::thread::scope(|scope| {
+        let other = scope.spawn(|| {
+            println!("==> make {}: beside the next", ON_ANOTHER_NODE.join(", "));
+            lane(&ON_ANOTHER_NODE, hold_back)
         });
-        counts.push((layer, count));
-    }
+        counts.extend(lane(&ON_A_NODE, show));
+        counts.extend(other.join().expect("a lane reports what fails"));
+    });
     for (layer, Count { passed, failed }) in &counts {
         println!("{layer:>12}: {passed} passed, {failed} failed");
     }
     counts.into_iter().fold(Count::default(), |sum, (_, count)| sum.and(count)).conclude()
+}
+
+/// Runs `layers` one after the other.
+fn lane<'a>(layers: &[&'a str], make: fn(&str) -> Result<Count>) -> Vec<(&'a str, Count)> {
+    let run = |layer: &'a str| {
+        let failed = |error| {
+            println!("    make {layer}: {error:#}");
+            Count { passed: 0, failed: 1 }
+        };
+        (layer, make(layer).unwrap_or_else(failed))
+    };
+    layers.iter().copied().map(run).collect()
+}
+
+/// Makes `layer` and prints each line as it comes.
+fn show(layer: &str) -> Result<Count> {
+    stage(&format!("make {layer}"), || make(layer, |line| println!("{line}")))
+}
+
+/// Makes `layer` and prints everything at the end.
+fn hold_back(layer: &str) -> Result<Count> {
+    let mut lines = Vec::new();
+    let count = make(layer, |line| lines.push(line.to_owned()));
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "==> make {layer}, which ran meanwhile")?;
+    for line in lines {
+        writeln!(out, "{line}")?;
+    }
+    count
 }
 
 /// The tests of the library and the programs whose names contain `filter`, on the host.
@@ -40,9 +75,10 @@ pub(crate) fn target(name: &str, filter: &str) -> Result<()> {
     cargo_test(&["--test", name], filter)
 }
 
-fn make(layer: &str) -> Result<Count> {
+fn make(layer: &str, mut each: impl FnMut(&str)) -> Result<Count> {
     let mut count = None;
     let success = follow(Command::new("make").args(["--no-print-directory", layer]), |line| {
+        each(line);
         count = Count::of_conclusion(line).or(count);
     })?;
     let count = count.with_context(|| format!("make {layer} did not say how many tests passed"))?;
@@ -53,19 +89,20 @@ fn cargo_test(targets: &[&str], filter: &str) -> Result<()> {
     let mut count = Count::default();
     let mut tests = Command::new("cargo");
     tests.args(["test", "--release", "--all-features", "--no-fail-fast"]).args(targets).args(["--", filter]);
-    let success = follow(&mut tests, |line| count = count.and(Count::of_rust(line).unwrap_or_default()))?;
+    let success = follow(&mut tests, |line| {
+        println!("{line}");
+        count = count.and(Count::of_rust(line).unwrap_or_default());
+    })?;
     count.failed = count.failed.max(u64::from(!success));
     count.conclude()
 }
 
-/// Runs `command`, prints each line of its output as it comes and shows it to `each`. Returns whether it succeeded.
+/// Runs `command` and shows each line of its output to `each` as it comes. Returns whether it succeeded.
 fn follow(command: &mut Command, mut each: impl FnMut(&str)) -> Result<bool> {
     let mut child = command.stdout(Stdio::piped()).spawn().with_context(|| format!("cannot start {command:?}"))?;
     let output = BufReader::new(child.stdout.take().context("standard output is a pipe")?);
     for line in output.lines() {
-        let line = line?;
-        println!("{line}");
-        each(&line);
+        each(&line?);
     }
     Ok(child.wait()?.success())
 }
