@@ -14,16 +14,17 @@ use crate::volume::Volume;
 /// How long a kubelet would go on.
 const PATIENCE: Duration = Duration::from_secs(400);
 
-/// Calls again while the answer is ABORTED, as the kubelet does.
+/// Calls again while the answer is ABORTED or did not come in time, as the kubelet does.
 fn insist(mut call: impl FnMut() -> Result<(), Status>) {
     let start = Instant::now();
     loop {
         match call() {
             Ok(()) => return,
-            Err(status) if status.code() == Code::Aborted && start.elapsed() < PATIENCE => {
+            Err(status) => {
+                let again = matches!(status.code(), Code::Aborted | Code::DeadlineExceeded | Code::Cancelled);
+                assert!(again && start.elapsed() < PATIENCE, "{status:?}");
                 thread::sleep(Duration::from_millis(200));
             }
-            Err(status) => panic!("{status:?}"),
         }
     }
 }

@@ -17,6 +17,7 @@ mod leftovers;
 mod publishing;
 mod reboot;
 mod refusals;
+mod registration;
 mod sanity;
 mod scene;
 mod secrecy;
