@@ -113,7 +113,7 @@ enum Command {
         /// Run this and end with its status.
         script: Vec<String>,
     },
-    /// End what was left up.
+    /// End what `demo --keep` left up; other runs go on.
     Down,
 }
 
@@ -149,7 +149,7 @@ fn run(arguments: Arguments) -> Result<()> {
         Command::Demo { keep } => demo::tell(&run.join("demo"), if keep { Fate::Kept } else { Fate::WithRig }),
         Command::Search { path, direct } => search_standard_input(&path, direct),
         Command::Shell { of, script } => shell::open(&run.join(of), &script.join(" ")),
-        Command::Down => process::kill_recorded(run),
+        Command::Down => process::kill_recorded(&run.join("demo")),
     }
 }
 

@@ -103,6 +103,9 @@ impl Drop for Daemon {
 
 /// Kills the programs whose process ids stand in `<directory>/**/*.pid`, if they are still those of this rig.
 pub(crate) fn kill_recorded(directory: &Path) -> Result<()> {
+    if !directory.exists() {
+        return Ok(());
+    }
     for entry in fs::read_dir(directory)? {
         let path = entry?.path();
         if path.is_dir() {
