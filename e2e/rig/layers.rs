@@ -2,7 +2,6 @@
 
 use std::io::BufRead;
 use std::io::BufReader;
-use std::io::Write;
 use std::process::Command;
 use std::process::Stdio;
 
@@ -12,57 +11,48 @@ use anyhow::Result;
 use crate::report::Count;
 use crate::report::stage;
 
-/// What needs no node: both cores, one after the other. Each is a target of the Makefile.
+/// What needs no node. Each layer is a target of the Makefile.
 const ON_THE_HOST: [&str; 3] = ["unit", "conformance", "kbs"];
-/// An emulated node keeps one core busy, so one node works on this.
-const ON_A_NODE: [&str; 1] = ["kernel"];
-/// And another on this at the same time. What they print appears when each has ended.
-const ON_ANOTHER_NODE: [&str; 2] = ["sanity", "cluster"];
+/// An emulated node keeps one core busy, so two of them share the machine.
+const ON_TWO_NODES: [&str; 2] = ["kernel", "sanity"];
+/// A node and its control plane, with deadlines for the pod: alone.
+const IN_A_CLUSTER: &str = "cluster";
 
 /// Runs every layer, also after one has failed.
 pub(crate) fn all() -> Result<()> {
-    let mut counts = lane(&ON_THE_HOST, show);
+    let mut counts = ON_THE_HOST.map(|layer| (layer, show(layer))).to_vec();
     std::thread::scope(|scope| {
-        let other = scope.spawn(|| {
-            println!("==> make {}: beside the next", ON_ANOTHER_NODE.join(", "));
-            lane(&ON_ANOTHER_NODE, hold_back)
-        });
-        counts.extend(lane(&ON_A_NODE, show));
-        counts.extend(other.join().expect("a lane reports what fails"));
+        let [seen, unseen] = ON_TWO_NODES;
+        println!("==> make {unseen}: beside the next, its output at its end");
+        let other = scope.spawn(move || hold_back(unseen));
+        counts.push((seen, show(seen)));
+        counts.push((unseen, other.join().expect("a layer reports what fails")));
     });
+    counts.push((IN_A_CLUSTER, show(IN_A_CLUSTER)));
     for (layer, Count { passed, failed }) in &counts {
         println!("{layer:>12}: {passed} passed, {failed} failed");
     }
     counts.into_iter().fold(Count::default(), |sum, (_, count)| sum.and(count)).conclude()
 }
 
-/// Runs `layers` one after the other.
-fn lane<'a>(layers: &[&'a str], make: fn(&str) -> Result<Count>) -> Vec<(&'a str, Count)> {
-    let run = |layer: &'a str| {
-        let failed = |error| {
-            println!("    make {layer}: {error:#}");
-            Count { passed: 0, failed: 1 }
-        };
-        (layer, make(layer).unwrap_or_else(failed))
-    };
-    layers.iter().copied().map(run).collect()
-}
-
 /// Makes `layer` and prints each line as it comes.
-fn show(layer: &str) -> Result<Count> {
-    stage(&format!("make {layer}"), || make(layer, |line| println!("{line}")))
+fn show(layer: &str) -> Count {
+    counted(layer, stage(&format!("make {layer}"), || make(layer, |line| println!("{line}"))))
 }
 
 /// Makes `layer` and prints everything at the end.
-fn hold_back(layer: &str) -> Result<Count> {
+fn hold_back(layer: &str) -> Count {
     let mut lines = Vec::new();
-    let count = make(layer, |line| lines.push(line.to_owned()));
-    let mut out = std::io::stdout().lock();
-    writeln!(out, "==> make {layer}, which ran meanwhile")?;
-    for line in lines {
-        writeln!(out, "{line}")?;
-    }
+    let count = counted(layer, make(layer, |line| lines.push(line.to_owned())));
+    println!("==> make {layer}, which ran meanwhile\n{}", lines.join("\n"));
     count
+}
+
+fn counted(layer: &str, outcome: Result<Count>) -> Count {
+    outcome.unwrap_or_else(|error| {
+        println!("    make {layer}: {error:#}");
+        Count { passed: 0, failed: 1 }
+    })
 }
 
 /// The tests of the library and the programs whose names contain `filter`, on the host.

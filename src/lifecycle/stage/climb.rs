@@ -3,6 +3,8 @@
 //! The format permit: a read of the device may veto a format, never permit one. Only the record permits, and a record
 //! that says Ready never does.
 
+use std::time::Instant;
+
 use super::StageRequest;
 use super::mounted_at;
 use super::rung::Rung;
@@ -50,14 +52,16 @@ impl<'a> Climb<'a> {
 
     /// Climbs to the top. A step that does not move the volume is an error, never a loop.
     pub(super) fn run(mut self) -> Result<()> {
-        let start = std::time::Instant::now();
+        let start = Instant::now();
         let from = self.rung()?;
         if from < Rung::Open {
             self.keys = Some(self.fetch_keys()?);
         }
         let mut rung = from;
         while let Some(step) = next_step(rung, self.record.content, self.record.state == State::Ready) {
+            let began = Instant::now();
             self.take(step)?;
+            tracing::debug!(?step, milliseconds = began.elapsed().as_millis(), "climbed");
             let now = self.rung()?;
             if now <= rung {
                 return Err(Error::new(Reason::Internal, format!("{step:?} left the volume at {now:?}")));
@@ -86,7 +90,7 @@ impl<'a> Climb<'a> {
     }
 
     fn fetch_keys(&self) -> Result<VolumeKeys> {
-        let started = std::time::Instant::now();
+        let started = Instant::now();
         let secret = tokio::runtime::Handle::current().block_on(self.host.keys.secret(&self.record.key_uri))?;
         tracing::info!(milliseconds = started.elapsed().as_millis(), key = %self.record.key_uri, "secret released");
         let keys = VolumeKeys::derive(&secret, &self.shape.id)?;
