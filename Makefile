@@ -14,7 +14,7 @@ DENY         := $(HOME)/.cache/coffer/cargo-deny-$(DENY_VERSION)/bin/cargo-deny
 PACKAGES := mmdebstrap qemu-system-x86 swtpm libcryptsetup-dev libclang-dev clang libtss2-dev tpm2-tools \
             cryptsetup-bin e2fsprogs xfsprogs pkg-config iproute2 jq strace openssl
 
-.PHONY: setup build lint unit conformance kbs kernel sanity demo cluster test soak bench shell down
+.PHONY: setup build lint unit conformance kbs kernel kills sanity demo cluster test soak bench shell down
 
 # Debian packages that are missing; asks the mirror only if one is.
 setup:
@@ -49,7 +49,11 @@ kbs: build
 
 # The real kernel, file systems and TPM in a node without Kubernetes.
 kernel: build
-	$(RIG) kernel '$(T)'
+	$(RIG) kernel $(if $(T),'$(T)',--skip kills::)
+
+# The driver killed with SIGKILL at a sample of the calls that change anything, and started again.
+kills: build
+	$(RIG) --run .rig/kills kernel kills::
 
 # The story of one volume on a real Kubernetes, visibly; KEEP=1 leaves the rig up.
 demo: build

@@ -13,8 +13,10 @@ use crate::report::stage;
 
 /// What needs no node. Each layer is a target of the Makefile.
 const ON_THE_HOST: [&str; 3] = ["unit", "conformance", "kbs"];
-/// An emulated node keeps one core busy, so two of them share the machine.
-const ON_TWO_NODES: [&str; 2] = ["kernel", "sanity"];
+/// An emulated node keeps one core busy, so two of them share the machine: these on one, one after the other,
+const ON_ONE_NODE: [&str; 1] = ["kernel"];
+/// and these beside them on another.
+const ON_THE_OTHER: [&str; 2] = ["sanity", "kills"];
 /// A node and its control plane, with deadlines for the pod: alone.
 const IN_A_CLUSTER: &str = "cluster";
 
@@ -22,11 +24,13 @@ const IN_A_CLUSTER: &str = "cluster";
 pub(crate) fn all() -> Result<()> {
     let mut counts = ON_THE_HOST.map(|layer| (layer, show(layer))).to_vec();
     std::thread::scope(|scope| {
-        let [seen, unseen] = ON_TWO_NODES;
-        println!("==> make {unseen}: beside the next, its output at its end");
-        let other = scope.spawn(move || hold_back(unseen));
-        counts.push((seen, show(seen)));
-        counts.push((unseen, other.join().expect("a layer reports what fails")));
+        println!("==> make {}: beside the next, their output at the end", ON_THE_OTHER.join(" "));
+        let other = scope.spawn(|| ON_THE_OTHER.map(|layer| (layer, hold_back(layer))));
+        counts.extend(ON_ONE_NODE.map(|layer| (layer, show(layer))));
+        for (layer, (count, output)) in other.join().expect("a layer reports what fails") {
+            println!("==> make {layer}, which ran meanwhile\n{output}");
+            counts.push((layer, count));
+        }
     });
     counts.push((IN_A_CLUSTER, show(IN_A_CLUSTER)));
     for (layer, Count { passed, failed }) in &counts {
@@ -40,12 +44,11 @@ fn show(layer: &str) -> Count {
     counted(layer, stage(&format!("make {layer}"), || make(layer, |line| println!("{line}"))))
 }
 
-/// Makes `layer` and prints everything at the end.
-fn hold_back(layer: &str) -> Count {
+/// Makes `layer` and keeps what it prints.
+fn hold_back(layer: &str) -> (Count, String) {
     let mut lines = Vec::new();
     let count = counted(layer, make(layer, |line| lines.push(line.to_owned())));
-    println!("==> make {layer}, which ran meanwhile\n{}", lines.join("\n"));
-    count
+    (count, lines.join("\n"))
 }
 
 fn counted(layer: &str, outcome: Result<Count>) -> Count {

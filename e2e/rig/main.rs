@@ -77,6 +77,9 @@ enum Command {
         /// Only tests whose names contain this.
         #[arg(default_value = "")]
         filter: String,
+        /// No tests whose names contain this.
+        #[arg(long)]
+        skip: Option<String>,
         /// Everything that is long or random, too.
         #[arg(long)]
         soak: bool,
@@ -138,7 +141,7 @@ fn run(arguments: Arguments) -> Result<()> {
         Command::All => layers::all(),
         Command::Unit { filter } => layers::unit(&filter),
         Command::Target { name, filter } => layers::target(&name, &filter),
-        Command::Kernel { filter, soak } => suites::kernel(&run.join("kernel"), &filter, soak),
+        Command::Kernel { filter, skip, soak } => suites::kernel(&run.join("kernel"), &filter, skip.as_deref(), soak),
         Command::Sanity => suites::sanity(&run.join("sanity")),
         Command::Bench { rounds } => bench::report(&run.join("bench"), rounds),
         Command::Up => {
