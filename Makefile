@@ -6,6 +6,7 @@ FLAGS  := --release --all-features
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 RIG    := $(TARGET)/release/coffer-rig
 T      :=
+FAULTS := kills:: crowds:: refusals::
 
 # Of the linters only this one is no part of the toolchain.
 DENY_VERSION := 0.20.2
@@ -14,7 +15,7 @@ DENY         := $(HOME)/.cache/coffer/cargo-deny-$(DENY_VERSION)/bin/cargo-deny
 PACKAGES := mmdebstrap qemu-system-x86 swtpm libcryptsetup-dev libclang-dev clang libtss2-dev tpm2-tools \
             cryptsetup-bin e2fsprogs xfsprogs pkg-config iproute2 jq strace openssl
 
-.PHONY: setup build lint unit conformance kbs kernel kills sanity demo cluster test soak bench shell down
+.PHONY: setup build lint unit conformance kbs kernel faults sanity demo cluster test soak bench shell down
 
 # Debian packages that are missing; asks the mirror only if one is.
 setup:
@@ -49,11 +50,12 @@ kbs: build
 
 # The real kernel, file systems and TPM in a node without Kubernetes.
 kernel: build
-	$(RIG) kernel $(if $(T),'$(T)',--skip kills::)
+	$(RIG) kernel $(if $(T),'$(T)',$(addprefix --skip ,$(FAULTS)))
 
-# The driver killed with SIGKILL at a sample of the calls that change anything, and started again.
-kills: build
-	$(RIG) --run .rig/kills kernel kills::
+# The rest of these tests, on a node of their own: the driver killed at a sample of the calls that change anything, fifty
+# volumes at once, a KBS that fails in every way.
+faults: build
+	$(RIG) --run .rig/faults kernel '$(FAULTS)'
 
 # The story of one volume on a real Kubernetes, visibly; KEEP=1 leaves the rig up.
 demo: build

@@ -16,7 +16,7 @@ const ON_THE_HOST: [&str; 3] = ["unit", "conformance", "kbs"];
 /// An emulated node keeps one core busy, so two of them share the machine: these on one, one after the other,
 const ON_ONE_NODE: [&str; 1] = ["kernel"];
 /// and these beside them on another.
-const ON_THE_OTHER: [&str; 2] = ["sanity", "kills"];
+const ON_THE_OTHER: [&str; 2] = ["sanity", "faults"];
 /// A node and its control plane, with deadlines for the pod: alone.
 const IN_A_CLUSTER: &str = "cluster";
 

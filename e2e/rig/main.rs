@@ -79,7 +79,7 @@ enum Command {
         filter: String,
         /// No tests whose names contain this.
         #[arg(long)]
-        skip: Option<String>,
+        skip: Vec<String>,
         /// Everything that is long or random, too.
         #[arg(long)]
         soak: bool,
@@ -141,7 +141,7 @@ fn run(arguments: Arguments) -> Result<()> {
         Command::All => layers::all(),
         Command::Unit { filter } => layers::unit(&filter),
         Command::Target { name, filter } => layers::target(&name, &filter),
-        Command::Kernel { filter, skip, soak } => suites::kernel(&run.join("kernel"), &filter, skip.as_deref(), soak),
+        Command::Kernel { filter, skip, soak } => suites::kernel(&run.join("kernel"), &filter, &skip, soak),
         Command::Sanity => suites::sanity(&run.join("sanity")),
         Command::Bench { rounds } => bench::report(&run.join("bench"), rounds),
         Command::Up => {

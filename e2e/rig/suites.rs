@@ -51,8 +51,8 @@ pub(crate) fn sandboxed(build: impl Fn() -> Result<Programs>) -> Result<Programs
     build()
 }
 
-/// The kernel tests whose names contain one of the words of `filter` and not `skip`; with `soak` also what is long.
-pub(crate) fn kernel(run: &Path, filter: &str, skip: Option<&str>, soak: bool) -> Result<()> {
+/// The kernel tests whose names contain one of the words of `filter` and none of `skip`; with `soak` also what is long.
+pub(crate) fn kernel(run: &Path, filter: &str, skip: &[String], soak: bool) -> Result<()> {
     let programs = sandboxed(|| Programs::product()?.with_test("kernel"))?;
     let (mut machine, guest) = boot(run, &programs, Fate::WithRig)?;
     let soak = if soak { "COFFER_SOAK=1 " } else { "" };
@@ -61,8 +61,8 @@ pub(crate) fn kernel(run: &Path, filter: &str, skip: Option<&str>, soak: bool) -
         let script = format!("{soak}/share/bin/test-kernel --test-threads=1 --show-output {arguments} 2>&1");
         show(guest, &script, |line| count = count.and(Count::of_rust(line).unwrap_or_default()))
     };
-    let skip = skip.map(|word| format!("--skip {word}")).unwrap_or_default();
-    let mut status = tests(&guest, &format!("{skip} {filter}"));
+    let skip: Vec<_> = skip.iter().map(|word| format!("--skip {word}")).collect();
+    let mut status = tests(&guest, &format!("{} {filter}", skip.join(" ")));
     if filter.is_empty() || filter.split_whitespace().any(|word| HALVES.concat().contains(word)) {
         let [before, after] = HALVES;
         let halves = || {
