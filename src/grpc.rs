@@ -41,21 +41,14 @@ use tracing::info;
 use tracing::warn;
 
 use crate::key::KeySource;
-use crate::lifecycle::HealthEntry;
 use crate::lifecycle::Lifecycle;
-use crate::provision::LocalPool;
-use crate::record::Record;
-use crate::volume::Content;
-use crate::volume::Error;
-use crate::volume::Reason;
+use crate::provision::Provisioner;
 use crate::volume::Result;
-use crate::volume::VolumeId;
+use controller::Controller;
+use identity::Identity;
+use node::Node;
 use proto::csi;
-use proto::csi::StorageHealthErrorType::StorageDegraded as Degraded;
-use proto::csi::StorageHealthErrorType::StorageUnreachable as Unreachable;
-use proto::csi::node_get_storage_health_response::StorageBackendHealth;
 use registration::Registration;
-use topology::Place;
 
 /// The name of the driver in CSI and Kubernetes.
 pub const DRIVER_NAME: &str = "csi.coffer.dev";
@@ -63,15 +56,10 @@ pub const DRIVER_NAME: &str = "csi.coffer.dev";
 /// How long a graceful end waits for operations. Shorter than the 30 s after which Kubernetes kills a pod.
 const DRAIN_LIMIT: Duration = Duration::from_secs(25);
 
-/// All services of one node.
-#[derive(Clone)]
+/// The services of one process: the controller's, the node's, or both.
 pub struct Door {
-    lifecycle: Lifecycle,
-    pool: Arc<LocalPool>,
-    keys: Arc<dyn KeySource>,
-    node_name: String,
-    place: Place,
-    max_volumes: u32,
+    controller: Option<Controller>,
+    node: Option<Node>,
 }
 
 /// Where the services listen.
@@ -84,18 +72,23 @@ pub struct Sockets {
 }
 
 impl Door {
-    /// The services over `lifecycle`, whose volumes are in `pool`, on the node that Kubernetes calls `node_name`.
-    /// `keys` is only asked how it fares. 0 `max_volumes` is no limit.
+    /// The Controller service over `provisioner`.
     #[must_use]
-    pub fn new(
-        lifecycle: Lifecycle,
-        pool: Arc<LocalPool>,
-        keys: Arc<dyn KeySource>,
-        node_name: String,
-        max_volumes: u32,
-    ) -> Self {
-        let place = Place::of(&node_name);
-        Self { lifecycle, pool, keys, node_name, place, max_volumes }
+    pub fn controller(provisioner: Arc<dyn Provisioner>) -> Self {
+        Self { controller: Some(Controller { provisioner }), node: None }
+    }
+
+    /// The Node service over `lifecycle`, on the node that Kubernetes calls `name`. `keys` is only asked how it fares. 0
+    /// `max_volumes` is no limit.
+    #[must_use]
+    pub fn node(lifecycle: Lifecycle, keys: Arc<dyn KeySource>, name: String, max_volumes: u32) -> Self {
+        Self { controller: None, node: Some(Node { lifecycle, keys, name, max_volumes }) }
+    }
+
+    /// Both on one socket.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        Self { controller: self.controller.or(other.controller), node: self.node.or(other.node) }
     }
 
     /// Serves until `end` comes, then finishes what is in flight, for at most 25 seconds.
@@ -108,9 +101,9 @@ impl Door {
             Some(directory) => Some(bind(&directory.join(format!("{DRIVER_NAME}-reg.sock")))?),
             None => None,
         };
-        info!(socket = %sockets.csi.display(), node = self.node_name, "serving");
+        info!(socket = %sockets.csi.display(), "serving");
         let (ending, ended) = watch::channel(());
-        let lifecycle = self.lifecycle.clone();
+        let lifecycle = self.node.as_ref().map(|node| node.lifecycle.clone());
         let services = async {
             let door = self.serve_csi(csi, closed(ended.clone()));
             let registrar = serve_registration(registration, sockets.csi.clone(), closed(ended.clone()));
@@ -124,7 +117,9 @@ impl Door {
         info!("ending: finishing what is in flight");
         let drained = async {
             let outcome = services.await;
-            lifecycle.drain().await;
+            if let Some(lifecycle) = lifecycle {
+                lifecycle.drain().await;
+            }
             outcome
         };
         tokio::time::timeout(DRAIN_LIMIT, drained).await.unwrap_or_else(|_| {
@@ -143,74 +138,11 @@ impl Door {
     ) -> Result<(), tonic::transport::Error> {
         Server::builder()
             .layer(MapResponseLayer::new(explain_unimplemented::<tonic::body::Body>))
-            .add_service(csi::identity_server::IdentityServer::new(self.clone()))
-            .add_service(csi::controller_server::ControllerServer::new(self.clone()))
-            .add_service(csi::node_server::NodeServer::new(self))
+            .add_service(csi::identity_server::IdentityServer::new(Identity))
+            .add_optional_service(self.controller.map(csi::controller_server::ControllerServer::new))
+            .add_optional_service(self.node.map(csi::node_server::NodeServer::new))
             .serve_with_incoming_shutdown(UnixListenerStream::new(socket), end)
             .await
-    }
-
-    /// `text` as the id of a volume that may exist. Any string may be asked for; what this driver never made is not
-    /// found, as far as that can be told while the pool is away.
-    async fn find(&self, text: &str) -> Result<VolumeId> {
-        if let Some(id) = VolumeId::parse(text) {
-            return Ok(id);
-        }
-        self.pool_is_ready().await?;
-        let shown: String = text.chars().take(64).collect();
-        Err(Error::new(
-            Reason::VolumeNotFound,
-            format!("there is no volume {shown:?}: this driver never made such an id"),
-        ))
-    }
-
-    async fn record(&self, volume_id: &str) -> Result<Record> {
-        self.lifecycle.get(self.find(volume_id).await?).await
-    }
-
-    async fn pool_is_ready(&self) -> Result<()> {
-        let pool = Arc::clone(&self.pool);
-        let asked = tokio::task::spawn_blocking(move || pool.ready().map(drop)).await;
-        asked.unwrap_or_else(|error| Err(Error::new(Reason::Internal, "the pool could not be asked").caused_by(error)))
-    }
-
-    async fn volume_health(&self, volume_id: &str) -> Result<csi::VolumeHealth> {
-        field::required("volume_id", volume_id)?;
-        let id = self.find(volume_id).await?;
-        let entries = self.lifecycle.health(id).await?;
-        Ok(health::of_volume(volume_id, &entries))
-    }
-
-    /// What is wrong with the storage behind every volume of this node; empty if nothing is.
-    async fn storage_health(&self) -> Result<Vec<StorageBackendHealth>> {
-        let mut health = Vec::new();
-        match self.pool_is_ready().await {
-            Err(error) => health.push(health::of_storage(Unreachable, error.reason(), error.message())),
-            Ok(()) if self.lifecycle.capacity().await?.available_bytes < Content::Block.minimum_bytes() => {
-                health.push(health::of_storage(Degraded, Reason::NoSpace, "the pool has no room for another volume"));
-            }
-            Ok(()) => {}
-        }
-        let is_about_kbs = |reason: &Reason| status::code(*reason) == tonic::Code::Unavailable;
-        if let Some(reason) = self.keys.last_error().filter(is_about_kbs) {
-            let message = "the last exchange with the KBS failed; open volumes go on, others cannot be staged";
-            health.push(health::of_storage(Degraded, reason, message));
-        }
-        Ok(health)
-    }
-
-    /// The volumes that have trouble, in the order of ids.
-    async fn troubled(&self) -> Result<Vec<(VolumeId, Vec<HealthEntry>)>> {
-        let mut troubled = Vec::new();
-        for record in self.lifecycle.list().await? {
-            match self.lifecycle.health(record.id.clone()).await {
-                Ok(entries) if entries.is_empty() => {}
-                Ok(entries) => troubled.push((record.id, entries)),
-                Err(error) if error.reason() == Reason::VolumeNotFound => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(troubled)
     }
 }
 

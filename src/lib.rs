@@ -15,7 +15,7 @@
 //!  | lifecycle  one operation per volume at a time; the ladder    |     |
 //!  |   Absent -> Attached -> Prepared -> Open -> Mounted          |     |
 //!  |--------------------------------------------------------------|     |
-//!  | provision  backings and records in the pool's directory      |     |
+//!  | provision  trait Provisioner; backings and records in a pool |     |
 //!  | key        trait KeySource: the secret, or why not ----------|-----'
 //!  | device     trait Machine: loop, LUKS2 header, dm, mounts     |----> kernel
 //!  | record     volume.json and pool.json                         |----> pool

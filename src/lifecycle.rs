@@ -5,11 +5,11 @@
 
 mod busy;
 mod health;
+mod local;
 mod publish;
 mod stage;
 
-pub use health::HealthEntry;
-pub use health::HealthStatus;
+pub use local::Local;
 pub use publish::PublishRequest;
 pub use publish::Sharing;
 pub use stage::StageRequest;
@@ -34,6 +34,7 @@ use crate::provision::LocalPool;
 use crate::record::Record;
 use crate::volume::Content;
 use crate::volume::Error;
+use crate::volume::HealthEntry;
 use crate::volume::Reason;
 use crate::volume::Result;
 use crate::volume::VolumeId;
@@ -141,6 +142,11 @@ impl Lifecycle {
             capacity => capacity,
         })
         .await
+    }
+
+    /// Whether the pool can be used now.
+    pub async fn ready(&self) -> Result<()> {
+        self.blocking(|host| host.pool.ready().map(drop)).await
     }
 
     /// Waits until no operation is running.

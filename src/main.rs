@@ -36,8 +36,10 @@ use coffer::key::kbs::KbsClient;
 use coffer::key::kbs::KbsConfig;
 use coffer::key::kbs::Limits;
 use coffer::lifecycle::Lifecycle;
+use coffer::lifecycle::Local;
 use coffer::provision::LocalPool;
 use coffer::volume::Error;
+use coffer::volume::Place;
 use coffer::volume::Reason;
 use coffer::volume::Result;
 use coffer::volume::VolumeId;
@@ -248,11 +250,12 @@ async fn serve(flags: All) -> Result<()> {
     if let Err(error) = pool.finish_interrupted() {
         tracing::warn!("the pool is not ready yet: {}", error.chain());
     }
-    let lifecycle = Lifecycle::new(machine, Arc::clone(&keys), Arc::clone(&pool));
+    let lifecycle = Lifecycle::new(machine, Arc::clone(&keys), pool);
     let registry =
         Some(flags.kubelet_dir).filter(|dir| !dir.is_empty()).map(|dir| PathBuf::from(dir).join("plugins_registry"));
     let sockets = Sockets { csi: flags.endpoint, registry };
-    let door = Door::new(lifecycle, pool, keys, flags.node_name, flags.max_volumes);
+    let local = Local::new(lifecycle.clone(), Place::of(&flags.node_name));
+    let door = Door::controller(Arc::new(local)).and(Door::node(lifecycle, keys, flags.node_name, flags.max_volumes));
     let end = end_signal()?;
     door.serve(sockets, end).await.map_err(|error| Error::new(Reason::Internal, "the server failed").caused_by(error))
 }

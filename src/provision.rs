@@ -1,4 +1,4 @@
-//! Makes and deletes backings and records in a directory of this machine: the local pool.
+//! Who makes and deletes volumes, and the one that does it in a directory of this machine: the local pool.
 //!
 //! ```text
 //! <pool>/pool.json             the mark made by `coffer pool init`
@@ -18,7 +18,9 @@ pub use space::Capacity;
 use std::fs::File;
 use std::path::Path;
 use std::path::PathBuf;
+use std::time::Instant;
 
+use async_trait::async_trait;
 use rustix::fs::FlockOperation;
 use rustix::fs::flock;
 use time::OffsetDateTime;
@@ -30,14 +32,44 @@ use crate::record::POOL_FILE;
 use crate::record::PoolFile;
 use crate::record::Record;
 use crate::volume::Error;
+use crate::volume::HealthEntry;
+use crate::volume::Place;
 use crate::volume::Reason;
 use crate::volume::Result;
+use crate::volume::Volume;
 use crate::volume::VolumeId;
 use crate::volume::VolumeSpec;
+use crate::volume::Whereabouts;
 
 const BACKING_FILE: &str = "backing";
 const CREATING: &str = "creating-";
 const DELETING: &str = "deleting-";
+
+/// Who makes and deletes volumes, and knows which there are: this machine alone, or a cluster's nodes.
+#[async_trait]
+pub trait Provisioner: Send + Sync + 'static {
+    /// Whether it can be told now which volumes exist.
+    async fn ready(&self) -> Result<()>;
+
+    /// Creates the volume at one of the places that will do, or finds it as asked for. May take until `deadline`.
+    async fn create(&self, spec: VolumeSpec, whereabouts: Whereabouts, deadline: Instant) -> Result<Volume>;
+
+    /// Deletes a volume and its key material. One that is still staged is waited for until `deadline`; one that is not
+    /// there is deleted.
+    async fn delete(&self, id: VolumeId, deadline: Instant) -> Result<()>;
+
+    /// The volume, or `VolumeNotFound`.
+    async fn get(&self, id: VolumeId) -> Result<Volume>;
+
+    /// All volumes in the order of ids.
+    async fn list(&self) -> Result<Vec<Volume>>;
+
+    /// What can still be promised at `place`, or anywhere.
+    async fn capacity(&self, place: Option<&Place>) -> Result<Capacity>;
+
+    /// What is wrong with the volume; empty if nothing is.
+    async fn health(&self, id: VolumeId) -> Result<Vec<HealthEntry>>;
+}
 
 /// A directory in which volumes live. Whether it is usable is asked anew each time: its disk may come and go.
 #[derive(Clone, Debug)]
@@ -113,7 +145,7 @@ impl LocalPool {
         let _lock = self.lock()?;
         self.sweep()?;
         if let Some(record) = Record::read(&self.directory(&id), &id)? {
-            return if record.satisfies(spec) { Ok(record) } else { Err(differs(&record, spec)) };
+            return if record.spec().is_same_as(spec) { Ok(record) } else { Err(record.spec().conflict(spec)) };
         }
         space::admit(&self.path, spec)?;
         let record = Record::declare(spec, now());
@@ -218,22 +250,6 @@ fn erase(directory: &Path) -> Result<()> {
         backing::erase(&image)?;
     }
     std::fs::remove_dir_all(directory).map_err(|error| internal("cannot remove a deleted volume's directory", error))
-}
-
-fn differs(record: &Record, spec: &VolumeSpec) -> Error {
-    let message = format!(
-        "volume {} exists with {} bytes, {}, {}, {}; this request asks for {} bytes, {}, {}, {}",
-        record.name,
-        record.payload_bytes,
-        record.content,
-        record.profile.as_str(),
-        record.key_uri,
-        spec.payload_bytes,
-        spec.content,
-        spec.profile.as_str(),
-        spec.key_uri,
-    );
-    Error::new(Reason::AlreadyExists, message)
 }
 
 fn rename(from: &Path, to: &Path) -> Result<()> {

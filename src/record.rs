@@ -141,14 +141,17 @@ impl Record {
         }
     }
 
-    /// Whether `spec` asks for this very volume.
+    /// What was asked for.
     #[must_use]
-    pub fn satisfies(&self, spec: &VolumeSpec) -> bool {
-        self.name == spec.name
-            && self.payload_bytes == spec.payload_bytes
-            && self.content == spec.content
-            && self.profile == spec.profile
-            && self.key_uri == spec.key_uri
+    pub fn spec(&self) -> VolumeSpec {
+        VolumeSpec {
+            name: self.name.clone(),
+            payload_bytes: self.payload_bytes,
+            content: self.content,
+            profile: self.profile,
+            key_uri: self.key_uri.clone(),
+            claim: self.claim.clone(),
+        }
     }
 
     /// The record once a first stage begins to write.

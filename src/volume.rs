@@ -3,11 +3,15 @@
 //! Nothing here does I/O. Every floor above speaks in these types; none of them knows proto, Kubernetes or a kernel.
 
 mod error;
+mod health;
 mod key_uri;
+mod place;
 mod secret;
 
 pub use error::{Error, Reason, Result};
+pub use health::{HealthEntry, HealthStatus};
 pub use key_uri::{Claim, KeyUri, KeyUriTemplate};
+pub use place::{Place, Whereabouts};
 pub use secret::SecretBytes;
 
 use std::fmt;
@@ -188,6 +192,34 @@ impl VolumeSpec {
     pub fn id(&self) -> VolumeId {
         VolumeId::for_name(&self.name)
     }
+
+    /// Whether `other` asks for this very volume. Who claims it makes no difference to it.
+    #[must_use]
+    pub fn is_same_as(&self, other: &Self) -> bool {
+        let unclaimed = |spec: &Self| Self { claim: None, ..spec.clone() };
+        unclaimed(self) == unclaimed(other)
+    }
+
+    /// Why `asked` cannot have the volume that exists as `self` says.
+    #[must_use]
+    pub fn conflict(&self, asked: &Self) -> Error {
+        let shown = |spec: &Self| {
+            let profile = spec.profile.as_str();
+            format!("{} bytes, {}, {profile}, {}", spec.payload_bytes, spec.content, spec.key_uri)
+        };
+        let message =
+            format!("volume {} exists with {}; this request asks for {}", self.name, shown(self), shown(asked));
+        Error::new(Reason::AlreadyExists, message)
+    }
+}
+
+/// A volume that exists: what was asked for, and where it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Volume {
+    /// What was asked for.
+    pub spec: VolumeSpec,
+    /// The node that has it.
+    pub place: Place,
 }
 
 #[cfg(test)]

@@ -30,9 +30,11 @@ use coffer::grpc::proto::csi::volume_capability::MountVolume;
 use coffer::grpc::proto::csi::volume_capability::access_mode::Mode;
 use coffer::key::KeySource;
 use coffer::lifecycle::Lifecycle;
+use coffer::lifecycle::Local;
 use coffer::provision::LocalPool;
 use coffer::volume::Error;
 use coffer::volume::KeyUri;
+use coffer::volume::Place;
 use coffer::volume::Reason;
 use coffer::volume::SecretBytes;
 use tokio::sync::Notify;
@@ -91,10 +93,11 @@ impl Scene {
         let pool = Arc::new(LocalPool::open(pool));
         let broker = Arc::new(Broker { answer: Mutex::new(Ok(7)), gate: Semaphore::new(1), asked: Notify::new() });
         let keys: Arc<dyn KeySource> = Arc::clone(&broker) as _;
-        let lifecycle = Lifecycle::new(Arc::new(FakeMachine::default()), Arc::clone(&keys), Arc::clone(&pool));
+        let lifecycle = Lifecycle::new(Arc::new(FakeMachine::default()), Arc::clone(&keys), pool);
         let csi = directory.path().join("csi.sock");
         let address = format!("unix://{}", csi.display());
-        let door = Door::new(lifecycle, pool, keys, "node1".into(), 8);
+        let local = Local::new(lifecycle.clone(), Place::of("node1"));
+        let door = Door::controller(Arc::new(local)).and(Door::node(lifecycle, keys, "node1".into(), 8));
         tokio::spawn(door.serve(Sockets { csi, registry: None }, std::future::pending()));
         let endpoint = Endpoint::from_shared(address).expect("an address");
         let channel = loop {

@@ -1,5 +1,6 @@
-//! The Controller service: from the request to one call of the lifecycle and back. It sees names and sizes, no keys.
+//! The Controller service: from the request to one call of the provisioner and back. It sees names and sizes, no keys.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use tonic::Request;
@@ -7,7 +8,6 @@ use tonic::Response;
 use tonic::Status;
 use tonic::async_trait;
 
-use super::Door;
 use super::access::Access;
 use super::access::content_of;
 use super::call::answer;
@@ -22,12 +22,17 @@ use super::proto::csi::controller_service_capability::Rpc;
 use super::proto::csi::controller_service_capability::Type;
 use super::proto::csi::controller_service_capability::rpc::Type as RpcType;
 use super::size::Size;
-use crate::record::Record;
+use super::topology;
+use super::topology::Covered;
+use crate::provision::Capacity;
+use crate::provision::Provisioner;
 use crate::volume::Content;
 use crate::volume::Error;
 use crate::volume::FsType;
+use crate::volume::HealthEntry;
 use crate::volume::Reason;
 use crate::volume::Result;
+use crate::volume::Volume;
 use crate::volume::VolumeId;
 use crate::volume::VolumeSpec;
 
@@ -42,15 +47,22 @@ const CAPABILITIES: [RpcType; 7] = [
     RpcType::ListVolumeHealth,
 ];
 
+/// The Controller service over whoever makes volumes.
+#[derive(Clone)]
+pub(super) struct Controller {
+    pub(super) provisioner: Arc<dyn Provisioner>,
+}
+
 #[async_trait]
-impl csi::controller_server::Controller for Door {
+impl csi::controller_server::Controller for Controller {
     async fn create_volume(
         &self,
         request: Request<csi::CreateVolumeRequest>,
     ) -> Result<Response<csi::CreateVolumeResponse>, Status> {
+        let until = deadline(request.metadata());
         let request = request.get_ref();
         answer(request, async {
-            let volume = Some(self.volume(self.create(request).await?));
+            let volume = Some(wire(self.create(request, until).await?));
             Ok(csi::CreateVolumeResponse { volume })
         })
         .await
@@ -84,9 +96,10 @@ impl csi::controller_server::Controller for Door {
         let request = request.get_ref();
         answer(request, async {
             let page = Page::parse(request.max_entries, &request.starting_token)?;
-            let (records, next_token) = page.of(self.lifecycle.list().await?, |record| &record.id);
-            let entry = |record| csi::list_volumes_response::Entry { volume: Some(self.volume(record)), status: None };
-            Ok(csi::ListVolumesResponse { entries: records.into_iter().map(entry).collect(), next_token })
+            let volumes = self.provisioner.list().await?.into_iter().map(|volume| (volume.spec.id(), volume)).collect();
+            let (volumes, next_token) = page.of(volumes, |(id, _)| id);
+            let entry = |(_, volume)| csi::list_volumes_response::Entry { volume: Some(wire(volume)), status: None };
+            Ok(csi::ListVolumesResponse { entries: volumes.into_iter().map(entry).collect(), next_token })
         })
         .await
     }
@@ -97,8 +110,7 @@ impl csi::controller_server::Controller for Door {
     ) -> Result<Response<csi::ControllerGetVolumeResponse>, Status> {
         let request = request.get_ref();
         answer(request, async {
-            field::required("volume_id", &request.volume_id)?;
-            let volume = Some(self.volume(self.record(&request.volume_id).await?));
+            let volume = Some(wire(self.volume(&request.volume_id).await?));
             // Mandatory, and empty without the capability LIST_VOLUMES_PUBLISHED_NODES.
             let status = Some(csi::controller_get_volume_response::VolumeStatus::default());
             Ok(csi::ControllerGetVolumeResponse { volume, status })
@@ -112,8 +124,9 @@ impl csi::controller_server::Controller for Door {
     ) -> Result<Response<csi::ControllerGetVolumeHealthResponse>, Status> {
         let request = request.get_ref();
         answer(request, async {
-            let health = self.volume_health(&request.volume_id).await?;
-            Ok(csi::ControllerGetVolumeHealthResponse { volume_health: Some(health) })
+            let entries = self.provisioner.health(self.find(&request.volume_id).await?).await?;
+            let volume_health = Some(health::of_volume(&request.volume_id, &entries));
+            Ok(csi::ControllerGetVolumeHealthResponse { volume_health })
         })
         .await
     }
@@ -153,8 +166,8 @@ impl csi::controller_server::Controller for Door {
     }
 }
 
-impl Door {
-    async fn create(&self, request: &csi::CreateVolumeRequest) -> Result<Record> {
+impl Controller {
+    async fn create(&self, request: &csi::CreateVolumeRequest, until: Instant) -> Result<Volume> {
         let name = field::name("name", &request.name)?;
         let id = VolumeId::for_name(name);
         concerns(&id);
@@ -171,8 +184,8 @@ impl Door {
         let size = Size::parse(request.capacity_range.as_ref())?;
         let class = Class::parse(&request.parameters)?;
         let key_uri = class.key_uri(&id, class.claim.as_ref())?;
-        let existing = match self.lifecycle.get(id).await {
-            Ok(record) => Some(record.payload_bytes),
+        let existing = match self.provisioner.get(id).await {
+            Ok(volume) => Some(volume.spec.payload_bytes),
             Err(error) if error.reason() == Reason::VolumeNotFound => None,
             Err(error) => return Err(error),
         };
@@ -180,15 +193,15 @@ impl Door {
             Some(bytes) => bytes,
             None => size.choose(content)?,
         };
-        self.place.admit(request.accessibility_requirements.as_ref())?;
         let (profile, claim) = (class.profile, class.claim);
-        self.lifecycle.create(VolumeSpec { name: name.into(), payload_bytes, content, profile, key_uri, claim }).await
+        let spec = VolumeSpec { name: name.into(), payload_bytes, content, profile, key_uri, claim };
+        let whereabouts = topology::whereabouts(request.accessibility_requirements.as_ref());
+        self.provisioner.create(spec, whereabouts, until).await
     }
 
     async fn delete(&self, request: &csi::DeleteVolumeRequest, until: Instant) -> Result<()> {
-        field::required("volume_id", &request.volume_id)?;
         match self.find(&request.volume_id).await {
-            Ok(id) => self.lifecycle.delete(id, until).await,
+            Ok(id) => self.provisioner.delete(id, until).await,
             Err(error) if error.reason() == Reason::VolumeNotFound => Ok(()),
             Err(error) => Err(error),
         }
@@ -202,8 +215,8 @@ impl Door {
         if request.volume_capabilities.is_empty() {
             return Err(Error::invalid("volume_capabilities", "at least one is required"));
         }
-        let record = self.record(&request.volume_id).await?;
-        match fits(&record, request) {
+        let volume = self.volume(&request.volume_id).await?;
+        match fits(&volume.spec, request) {
             Ok(()) => {
                 let confirmed = csi::validate_volume_capabilities_response::Confirmed {
                     volume_context: request.volume_context.clone(),
@@ -225,10 +238,11 @@ impl Door {
             [] => Content::Filesystem(FsType::Ext4),
             capabilities => content_of(capabilities)?,
         };
-        if request.accessible_topology.as_ref().is_some_and(|topology| !self.place.is_in(topology)) {
-            return Ok(csi::GetCapacityResponse::default());
-        }
-        let capacity = self.lifecycle.capacity().await?;
+        let capacity = match request.accessible_topology.as_ref().map_or(Covered::Anywhere, topology::covered) {
+            Covered::Anywhere => self.provisioner.capacity(None).await?,
+            Covered::At(place) => self.provisioner.capacity(Some(&place)).await?,
+            Covered::Nowhere => Capacity::default(),
+        };
         Ok(csi::GetCapacityResponse {
             available_capacity: signed(capacity.available_bytes),
             maximum_volume_size: Some(signed(capacity.maximum_volume_bytes)),
@@ -236,21 +250,43 @@ impl Door {
         })
     }
 
-    fn volume(&self, record: Record) -> csi::Volume {
-        csi::Volume {
-            capacity_bytes: signed(record.payload_bytes),
-            volume_id: record.id.into(),
-            accessible_topology: vec![self.place.to_topology()],
-            ..Default::default()
+    async fn find(&self, volume_id: &str) -> Result<VolumeId> {
+        field::volume_id(volume_id, self.provisioner.ready()).await
+    }
+
+    async fn volume(&self, volume_id: &str) -> Result<Volume> {
+        self.provisioner.get(self.find(volume_id).await?).await
+    }
+
+    /// The volumes that have trouble, in the order of ids.
+    async fn troubled(&self) -> Result<Vec<(VolumeId, Vec<HealthEntry>)>> {
+        let mut troubled = Vec::new();
+        for id in self.provisioner.list().await?.iter().map(|volume| volume.spec.id()) {
+            match self.provisioner.health(id.clone()).await {
+                Ok(entries) if entries.is_empty() => {}
+                Ok(entries) => troubled.push((id, entries)),
+                Err(error) if error.reason() == Reason::VolumeNotFound => {}
+                Err(error) => return Err(error),
+            }
         }
+        Ok(troubled)
+    }
+}
+
+fn wire(volume: Volume) -> csi::Volume {
+    csi::Volume {
+        capacity_bytes: signed(volume.spec.payload_bytes),
+        volume_id: volume.spec.id().into(),
+        accessible_topology: vec![topology::of(&volume.place)],
+        ..Default::default()
     }
 }
 
 /// Whether the volume is what a request describes; the refusal says in what it differs.
-fn fits(record: &Record, request: &csi::ValidateVolumeCapabilitiesRequest) -> Result<()> {
+fn fits(made: &VolumeSpec, request: &csi::ValidateVolumeCapabilitiesRequest) -> Result<()> {
     for capability in &request.volume_capabilities {
         let access = Access::parse("volume_capabilities", Some(capability))?;
-        access.of_volume(record.content)?;
+        access.of_volume(made.content)?;
         access.mount_options()?;
     }
     if !request.mutable_parameters.is_empty() {
@@ -260,10 +296,10 @@ fn fits(record: &Record, request: &csi::ValidateVolumeCapabilitiesRequest) -> Re
         return Ok(());
     }
     let class = Class::parse(&request.parameters)?;
-    let key_uri = class.key_uri(&record.id, record.claim.as_ref())?;
-    if key_uri != record.key_uri || class.profile != record.profile {
-        let made = format!("the volume was made with {} and profile {}", record.key_uri, record.profile.as_str());
-        return Err(Error::invalid("parameters", made));
+    let key_uri = class.key_uri(&made.id(), made.claim.as_ref())?;
+    if key_uri != made.key_uri || class.profile != made.profile {
+        let text = format!("the volume was made with {} and profile {}", made.key_uri, made.profile.as_str());
+        return Err(Error::invalid("parameters", text));
     }
     Ok(())
 }

@@ -1,12 +1,15 @@
 //! Fields of a request: present, of a legal form, no larger than the CSI allows. Every refusal names the field.
 //!
-//! Identifiers of volumes are not checked here: any string may be looked up.
+//! Identifiers of volumes have no illegal form: any string may be looked up.
 
 use std::collections::HashMap;
+use std::future::Future;
 use std::path::{Path, PathBuf};
 
 use crate::volume::Error;
+use crate::volume::Reason;
 use crate::volume::Result;
+use crate::volume::VolumeId;
 
 /// Longest string (CSI, "Size Limits").
 const STRING_BYTES: usize = 128;
@@ -35,6 +38,19 @@ pub(super) fn name<'a>(field: &str, text: &'a str) -> Result<&'a str> {
         return Err(Error::invalid(field, "holds control characters"));
     }
     Ok(text)
+}
+
+/// `text` as the id of a volume that may exist. What this driver never made is not found, unless `ready` says that
+/// nothing can be told of volumes now.
+pub(super) async fn volume_id(text: &str, ready: impl Future<Output = Result<()>>) -> Result<VolumeId> {
+    required("volume_id", text)?;
+    if let Some(id) = VolumeId::parse(text) {
+        return Ok(id);
+    }
+    ready.await?;
+    let shown: String = text.chars().take(64).collect();
+    let message = format!("there is no volume {shown:?}: this driver never made such an id");
+    Err(Error::new(Reason::VolumeNotFound, message))
 }
 
 /// An absolute path without `..`.

@@ -4,8 +4,8 @@ use super::proto::csi;
 use super::proto::csi::VolumeHealthErrorType;
 use super::proto::csi::node_get_storage_health_response::StorageBackendHealth;
 use super::proto::csi::volume_health::VolumeHealthEntry;
-use crate::lifecycle::HealthEntry;
-use crate::lifecycle::HealthStatus;
+use crate::volume::HealthEntry;
+use crate::volume::HealthStatus;
 use crate::volume::Reason;
 
 /// Longest message in `pod.status.volumeHealth`.

@@ -6,15 +6,18 @@ use tonic::Status;
 use tonic::async_trait;
 
 use super::DRIVER_NAME;
-use super::Door;
 use super::call::answer;
 use super::proto::csi;
 use super::proto::csi::plugin_capability::Service;
 use super::proto::csi::plugin_capability::Type;
 use super::proto::csi::plugin_capability::service::Type as ServiceType;
 
+/// The Identity service, the same for controller and node.
+#[derive(Clone, Copy)]
+pub(super) struct Identity;
+
 #[async_trait]
-impl csi::identity_server::Identity for Door {
+impl csi::identity_server::Identity for Identity {
     async fn get_plugin_info(
         &self,
         request: Request<csi::GetPluginInfoRequest>,

@@ -3,25 +3,37 @@
 //! Checks come in the order that callers rely on: is every required field there, does the volume exist, does the rest
 //! make sense. Unstage and unpublish go on without a pool: they take down what the kernel holds.
 
+use std::sync::Arc;
+
 use tonic::Request;
 use tonic::Response;
 use tonic::Status;
 use tonic::async_trait;
 
-use super::Door;
 use super::access::Access;
 use super::call::answer;
 use super::field;
+use super::health;
 use super::proto::csi;
+use super::proto::csi::StorageHealthErrorType::StorageDegraded as Degraded;
+use super::proto::csi::StorageHealthErrorType::StorageUnreachable as Unreachable;
 use super::proto::csi::VolumeUsage;
+use super::proto::csi::node_get_storage_health_response::StorageBackendHealth;
 use super::proto::csi::node_service_capability::Rpc;
 use super::proto::csi::node_service_capability::Type;
 use super::proto::csi::node_service_capability::rpc::Type as RpcType;
 use super::proto::csi::volume_usage::Unit;
+use super::status;
+use super::topology;
 use crate::device::Usage;
+use crate::key::KeySource;
+use crate::lifecycle::Lifecycle;
 use crate::lifecycle::PublishRequest;
 use crate::lifecycle::StageRequest;
+use crate::record::Record;
+use crate::volume::Content;
 use crate::volume::Error;
+use crate::volume::Place;
 use crate::volume::Reason;
 use crate::volume::Result;
 use crate::volume::VolumeId;
@@ -35,8 +47,20 @@ const CAPABILITIES: [RpcType; 5] = [
     RpcType::GetStorageHealth,
 ];
 
+/// The Node service over the volumes of this machine.
+#[derive(Clone)]
+pub(super) struct Node {
+    pub(super) lifecycle: Lifecycle,
+    /// Only asked how it fares.
+    pub(super) keys: Arc<dyn KeySource>,
+    /// What Kubernetes calls this node.
+    pub(super) name: String,
+    /// 0 is no limit.
+    pub(super) max_volumes: u32,
+}
+
 #[async_trait]
-impl csi::node_server::Node for Door {
+impl csi::node_server::Node for Node {
     async fn node_stage_volume(
         &self,
         request: Request<csi::NodeStageVolumeRequest>,
@@ -116,8 +140,9 @@ impl csi::node_server::Node for Door {
     ) -> Result<Response<csi::NodeGetVolumeHealthResponse>, Status> {
         let request = request.get_ref();
         answer(request, async {
-            let health = self.volume_health(&request.volume_id).await?;
-            Ok(csi::NodeGetVolumeHealthResponse { volume_health: Some(health) })
+            let entries = self.lifecycle.health(self.find(&request.volume_id).await?).await?;
+            let volume_health = Some(health::of_volume(&request.volume_id, &entries));
+            Ok(csi::NodeGetVolumeHealthResponse { volume_health })
         })
         .await
     }
@@ -150,16 +175,24 @@ impl csi::node_server::Node for Door {
     ) -> Result<Response<csi::NodeGetInfoResponse>, Status> {
         answer(request.get_ref(), async {
             Ok(csi::NodeGetInfoResponse {
-                node_id: self.node_name.clone(),
+                node_id: self.name.clone(),
                 max_volumes_per_node: self.max_volumes.into(),
-                accessible_topology: Some(self.place.to_topology()),
+                accessible_topology: Some(topology::of(&Place::of(&self.name))),
             })
         })
         .await
     }
 }
 
-impl Door {
+impl Node {
+    async fn find(&self, volume_id: &str) -> Result<VolumeId> {
+        field::volume_id(volume_id, self.lifecycle.ready()).await
+    }
+
+    async fn record(&self, volume_id: &str) -> Result<Record> {
+        self.lifecycle.get(self.find(volume_id).await?).await
+    }
+
     async fn stage_request(&self, request: &csi::NodeStageVolumeRequest) -> Result<StageRequest> {
         field::required("volume_id", &request.volume_id)?;
         field::required("staging_target_path", &request.staging_target_path)?;
@@ -191,6 +224,24 @@ impl Door {
             sharing: access.sharing(),
             id: record.id,
         })
+    }
+
+    /// What is wrong with the storage behind every volume of this node; empty if nothing is.
+    async fn storage_health(&self) -> Result<Vec<StorageBackendHealth>> {
+        let mut health = Vec::new();
+        match self.lifecycle.ready().await {
+            Err(error) => health.push(health::of_storage(Unreachable, error.reason(), error.message())),
+            Ok(()) if self.lifecycle.capacity().await?.available_bytes < Content::Block.minimum_bytes() => {
+                health.push(health::of_storage(Degraded, Reason::NoSpace, "the pool has no room for another volume"));
+            }
+            Ok(()) => {}
+        }
+        let is_about_kbs = |reason: &Reason| status::code(*reason) == tonic::Code::Unavailable;
+        if let Some(reason) = self.keys.last_error().filter(is_about_kbs) {
+            let message = "the last exchange with the KBS failed; open volumes go on, others cannot be staged";
+            health.push(health::of_storage(Degraded, reason, message));
+        }
+        Ok(health)
     }
 }
 

@@ -10,31 +10,11 @@ use crate::device::header::Image;
 use crate::record::Record;
 use crate::record::State;
 use crate::volume::Error;
+use crate::volume::HealthEntry;
+use crate::volume::HealthStatus;
 use crate::volume::Reason;
 use crate::volume::Result;
 use crate::volume::VolumeId;
-
-/// How bad it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum HealthStatus {
-    /// Usable, but not as it should be.
-    Degraded,
-    /// Not usable now.
-    Inaccessible,
-    /// Data is lost or was changed.
-    DataLoss,
-}
-
-/// One thing that is wrong.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct HealthEntry {
-    /// How bad it is.
-    pub status: HealthStatus,
-    /// The stable reason word.
-    pub reason: String,
-    /// What was found and what to do.
-    pub message: String,
-}
 
 impl Host {
     pub(super) fn health(&self, id: &VolumeId) -> Result<Vec<HealthEntry>> {

@@ -23,6 +23,7 @@ use crate::device::fake::When;
 use crate::record::State;
 use crate::volume::DATA_OFFSET_BYTES;
 use crate::volume::FsType;
+use crate::volume::HealthStatus;
 use crate::volume::KeyUri;
 use crate::volume::Profile;
 use crate::volume::SecretBytes;
