@@ -30,11 +30,12 @@ use crate::device::Usage;
 use crate::device::mount;
 use crate::key::KeySource;
 use crate::provision::Capacity;
-use crate::provision::LocalPool;
+use crate::provision::Pools;
 use crate::record::Record;
 use crate::volume::Content;
 use crate::volume::Error;
 use crate::volume::HealthEntry;
+use crate::volume::PoolName;
 use crate::volume::Reason;
 use crate::volume::Result;
 use crate::volume::VolumeId;
@@ -54,19 +55,19 @@ pub struct Lifecycle {
 struct Host {
     machine: Arc<dyn Machine>,
     keys: Arc<dyn KeySource>,
-    pool: Arc<LocalPool>,
+    pools: Pools,
 }
 
 impl Lifecycle {
-    /// The volumes of `pool`, opened on `machine` with secrets from `keys`.
+    /// The volumes of `pools`, opened on `machine` with secrets from `keys`.
     #[must_use]
-    pub fn new(machine: Arc<dyn Machine>, keys: Arc<dyn KeySource>, pool: Arc<LocalPool>) -> Self {
-        Self { host: Arc::new(Host { machine, keys, pool }), busy: Arc::default(), settled: watch::Sender::default() }
+    pub fn new(machine: Arc<dyn Machine>, keys: Arc<dyn KeySource>, pools: Pools) -> Self {
+        Self { host: Arc::new(Host { machine, keys, pools }), busy: Arc::default(), settled: watch::Sender::default() }
     }
 
     /// Creates a volume, or finds it as asked for.
-    pub async fn create(&self, spec: VolumeSpec) -> Result<Record> {
-        self.exclusive(&spec.id(), move |host| host.pool.create(&spec)).await
+    pub async fn create(&self, spec: VolumeSpec) -> Result<VolumeSpec> {
+        self.exclusive(&spec.id(), move |host| host.pools.create(&spec)).await
     }
 
     /// Deletes a volume and its key material on this node. One that is still staged is waited for until `deadline`:
@@ -122,31 +123,36 @@ impl Lifecycle {
         self.blocking(move |host| host.health(&id)).await
     }
 
-    /// The record of a volume.
-    pub async fn get(&self, id: VolumeId) -> Result<Record> {
-        self.blocking(move |host| host.pool.get(&id)).await
+    /// What was asked for when the volume was created.
+    pub async fn get(&self, id: VolumeId) -> Result<VolumeSpec> {
+        self.blocking(move |host| Ok(host.pools.spec(&host.pools.get(&id)?))).await
     }
 
-    /// The records of all volumes in the order of ids. One that cannot be read is left out, and named in the log.
-    pub async fn list(&self) -> Result<Vec<Record>> {
+    /// All volumes in the order of ids. One whose record cannot be read is left out, and named in the log.
+    pub async fn list(&self) -> Result<Vec<VolumeSpec>> {
         let readable = |(id, record): (VolumeId, Result<Record>)| {
             record.inspect_err(|error| tracing::warn!(volume = %id, %error, "a record cannot be read")).ok()
         };
-        self.blocking(move |host| Ok(host.pool.list()?.into_iter().filter_map(readable).collect())).await
-    }
-
-    /// What can still be promised: nothing while the pool is away.
-    pub async fn capacity(&self) -> Result<Capacity> {
-        self.blocking(|host| match host.pool.capacity() {
-            Err(error) if error.reason() == Reason::PoolMissing => Ok(Capacity::default()),
-            capacity => capacity,
+        self.blocking(move |host| {
+            let records = host.pools.list()?.into_iter().filter_map(readable);
+            Ok(records.map(|record| host.pools.spec(&record)).collect())
         })
         .await
     }
 
-    /// Whether the pool can be used now.
+    /// What a pool can still promise: nothing while it is away.
+    pub async fn capacity(&self, pool: PoolName) -> Result<Capacity> {
+        self.blocking(move |host| host.pools.capacity(&pool)).await
+    }
+
+    /// What each pool can still promise, or why it cannot be used now.
+    pub async fn pools(&self) -> Result<Vec<(PoolName, Result<Capacity>)>> {
+        self.blocking(|host| Ok(host.pools.iter().map(|pool| (pool.name().clone(), pool.capacity())).collect())).await
+    }
+
+    /// Whether every pool can be used now.
     pub async fn ready(&self) -> Result<()> {
-        self.blocking(|host| host.pool.ready().map(drop)).await
+        self.blocking(|host| host.pools.all_ready()).await
     }
 
     /// Waits until no operation is running.
@@ -204,9 +210,9 @@ impl Host {
     }
 
     fn delete(&self, id: &VolumeId) -> Result<()> {
-        self.pool.ready()?;
-        let record = self.pool.get(id).ok();
-        let shape = record.as_ref().map(|record| self.pool.shape(record));
+        self.pools.ready(id)?;
+        let record = self.pools.get(id).ok();
+        let shape = record.as_ref().map(|record| self.shape(record));
         let kernel = match self.look(id, shape.as_ref()) {
             Err(error) if error.reason() == Reason::ForeignDevice => Kernel::default(),
             looked => looked?,
@@ -217,7 +223,12 @@ impl Host {
             return Err(Error::new(Reason::StillStaged, message));
         }
         self.release(id, shape.as_ref(), kernel)?;
-        self.pool.delete(id)
+        self.pools.delete(id)
+    }
+
+    /// What the kernel must show when the volume of `record` is open.
+    fn shape(&self, record: &Record) -> Shape {
+        self.pools.of(&record.id).shape(record)
     }
 
     /// Removes the mapper and leftover loop devices of a volume that is mounted nowhere.

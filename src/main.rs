@@ -38,8 +38,10 @@ use coffer::key::kbs::Limits;
 use coffer::lifecycle::Lifecycle;
 use coffer::lifecycle::Local;
 use coffer::provision::LocalPool;
+use coffer::provision::Pools;
 use coffer::volume::Error;
 use coffer::volume::Place;
+use coffer::volume::PoolName;
 use coffer::volume::Reason;
 use coffer::volume::Result;
 use coffer::volume::VolumeId;
@@ -100,9 +102,10 @@ struct All {
     /// What Kubernetes calls this node
     #[arg(long, env = "NODE_NAME", value_parser = parse_node_name)]
     node_name: String,
-    /// The pool's directory, made with `coffer pool init`
-    #[arg(long, env = "COFFER_POOL", value_name = "DIR")]
-    pool: PathBuf,
+    /// A pool's directory, made with `coffer pool init`, and what StorageClasses call it; may be repeated
+    #[arg(long = "pool", env = "COFFER_POOL", value_name = "[NAME=]DIR", value_delimiter = ',', required = true)]
+    #[arg(value_parser = parse_pool)]
+    pools: Vec<LocalPool>,
     /// Where the KBS is
     #[arg(long, env = "COFFER_KBS_URL", value_name = "https://HOST[:PORT]")]
     kbs_url: String,
@@ -225,12 +228,12 @@ async fn run(command: Command) -> Result<()> {
             show(flags.output, &description)
         }
         Command::Volume(Volume::List(look)) => {
-            show(look.output, &inspect::list(&LocalPool::open(look.pool), &LinuxMachine)?)
+            show(look.output, &inspect::list(&LocalPool::open(PoolName::default(), look.pool), &LinuxMachine)?)
         }
         Command::Volume(Volume::Inspect { id, look }) => {
             let not_found = || Error::new(Reason::VolumeNotFound, format!("{id:?} is not an id of this driver"));
             let id = VolumeId::parse(&id).ok_or_else(not_found)?;
-            show(look.output, &inspect::volume(&LocalPool::open(look.pool), &LinuxMachine, &id)?)
+            show(look.output, &inspect::volume(&LocalPool::open(PoolName::default(), look.pool), &LinuxMachine, &id)?)
         }
         #[cfg(feature = "dev")]
         Command::DevKbs(arguments) => dev_kbs::run(arguments).await,
@@ -246,11 +249,13 @@ async fn serve(flags: All) -> Result<()> {
         limits: Limits::default(),
     })?);
     let machine: Arc<dyn Machine> = Arc::new(LinuxMachine);
-    let pool = Arc::new(LocalPool::open(flags.pool));
-    if let Err(error) = pool.finish_interrupted() {
-        tracing::warn!("the pool is not ready yet: {}", error.chain());
+    let pools = Pools::new(flags.pools)?;
+    for pool in pools.iter() {
+        if let Err(error) = pool.finish_interrupted() {
+            tracing::warn!("pool {} is not ready yet: {}", pool.name(), error.chain());
+        }
     }
-    let lifecycle = Lifecycle::new(machine, Arc::clone(&keys), pool);
+    let lifecycle = Lifecycle::new(machine, Arc::clone(&keys), pools);
     let registry =
         Some(flags.kubelet_dir).filter(|dir| !dir.is_empty()).map(|dir| PathBuf::from(dir).join("plugins_registry"));
     let sockets = Sockets { csi: flags.endpoint, registry };
@@ -323,6 +328,18 @@ fn parse_node_name(text: &str) -> std::result::Result<String, &'static str> {
         1..=253 => Ok(text.to_owned()),
         _ => Err("must have 1 to 253 bytes"),
     }
+}
+
+/// `[NAME=]DIR`; a directory whose name holds '=' needs the name in front.
+fn parse_pool(text: &str) -> Result<LocalPool> {
+    let (name, directory) = match text.split_once('=') {
+        Some((name, directory)) => (PoolName::parse("the pool's name", name)?, directory),
+        None => (PoolName::default(), text),
+    };
+    if directory.is_empty() {
+        return Err(Error::invalid("the pool's directory", "is required"));
+    }
+    Ok(LocalPool::open(name, directory.into()))
 }
 
 fn show<T: Display + serde::Serialize>(output: Output, value: &T) -> Result<()> {

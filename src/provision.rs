@@ -9,9 +9,11 @@
 //! <pool>/deleting-<id>/        a deletion that was interrupted: finished by the next call
 //! ```
 
+mod pools;
 mod refusal;
 mod space;
 
+pub use pools::Pools;
 pub use refusal::Refusal;
 pub use space::Capacity;
 
@@ -34,6 +36,7 @@ use crate::record::Record;
 use crate::volume::Error;
 use crate::volume::HealthEntry;
 use crate::volume::Place;
+use crate::volume::PoolName;
 use crate::volume::Reason;
 use crate::volume::Result;
 use crate::volume::Volume;
@@ -64,8 +67,8 @@ pub trait Provisioner: Send + Sync + 'static {
     /// All volumes in the order of ids.
     async fn list(&self) -> Result<Vec<Volume>>;
 
-    /// What can still be promised at `place`, or anywhere.
-    async fn capacity(&self, place: Option<&Place>) -> Result<Capacity>;
+    /// What pools called `pool` can still promise at `place`, or anywhere.
+    async fn capacity(&self, pool: &PoolName, place: Option<&Place>) -> Result<Capacity>;
 
     /// What is wrong with the volume; empty if nothing is.
     async fn health(&self, id: VolumeId) -> Result<Vec<HealthEntry>>;
@@ -74,14 +77,15 @@ pub trait Provisioner: Send + Sync + 'static {
 /// A directory in which volumes live. Whether it is usable is asked anew each time: its disk may come and go.
 #[derive(Clone, Debug)]
 pub struct LocalPool {
+    name: PoolName,
     path: PathBuf,
 }
 
 impl LocalPool {
-    /// The pool at `path`, ready or not.
+    /// The pool called `name` at `path`, ready or not.
     #[must_use]
-    pub fn open(path: PathBuf) -> Self {
-        Self { path }
+    pub fn open(name: PoolName, path: PathBuf) -> Self {
+        Self { name, path }
     }
 
     /// Makes `path` a pool. A pool that is already there is kept and returned.
@@ -90,7 +94,7 @@ impl LocalPool {
             Error::new(Reason::PoolMissing, format!("cannot create {}", path.display())).caused_by(error)
         })?;
         if path.join(POOL_FILE).exists() {
-            return Self::open(path.to_owned()).ready();
+            return Self::open(PoolName::default(), path.to_owned()).ready();
         }
         let pool = PoolFile::new(space::filesystem_uuid(path)?, now());
         pool.write(path)?;
@@ -112,6 +116,12 @@ impl LocalPool {
         }
         space::refuse_read_only(&self.path)?;
         Ok(pool)
+    }
+
+    /// What a StorageClass calls the pool.
+    #[must_use]
+    pub fn name(&self) -> &PoolName {
+        &self.name
     }
 
     /// Where the pool is.
@@ -145,7 +155,8 @@ impl LocalPool {
         let _lock = self.lock()?;
         self.sweep()?;
         if let Some(record) = Record::read(&self.directory(&id), &id)? {
-            return if record.spec().is_same_as(spec) { Ok(record) } else { Err(record.spec().conflict(spec)) };
+            let made = record.spec(self.name.clone());
+            return if made.is_same_as(spec) { Ok(record) } else { Err(made.conflict(spec)) };
         }
         space::admit(&self.path, spec)?;
         let record = Record::declare(spec, now());

@@ -22,6 +22,7 @@ use crate::volume::Claim;
 use crate::volume::Content;
 use crate::volume::Error;
 use crate::volume::KeyUri;
+use crate::volume::PoolName;
 use crate::volume::Profile;
 use crate::volume::Reason;
 use crate::volume::Result;
@@ -141,11 +142,12 @@ impl Record {
         }
     }
 
-    /// What was asked for.
+    /// What was asked for, of a volume in `pool`.
     #[must_use]
-    pub fn spec(&self) -> VolumeSpec {
+    pub fn spec(&self, pool: PoolName) -> VolumeSpec {
         VolumeSpec {
             name: self.name.clone(),
+            pool,
             payload_bytes: self.payload_bytes,
             content: self.content,
             profile: self.profile,
@@ -267,6 +269,7 @@ mod tests {
     fn declared() -> Record {
         let spec = VolumeSpec {
             name: "pvc-1".into(),
+            pool: PoolName::default(),
             payload_bytes: 1 << 30,
             content: Content::Filesystem(FsType::Ext4),
             profile: Profile::Xts1,

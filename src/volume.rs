@@ -6,12 +6,14 @@ mod error;
 mod health;
 mod key_uri;
 mod place;
+mod pool_name;
 mod secret;
 
 pub use error::{Error, Reason, Result};
 pub use health::{HealthEntry, HealthStatus};
 pub use key_uri::{Claim, KeyUri, KeyUriTemplate};
 pub use place::{Place, Whereabouts};
+pub use pool_name::PoolName;
 pub use secret::SecretBytes;
 
 use std::fmt;
@@ -174,6 +176,8 @@ impl fmt::Display for Content {
 pub struct VolumeSpec {
     /// The name that the caller gave; [`VolumeSpec::id`] is derived from it.
     pub name: String,
+    /// The pool that shall hold it.
+    pub pool: PoolName,
     /// Size of the mapped device.
     pub payload_bytes: u64,
     /// Filesystem or raw block.
@@ -205,7 +209,8 @@ impl VolumeSpec {
     pub fn conflict(&self, asked: &Self) -> Error {
         let shown = |spec: &Self| {
             let profile = spec.profile.as_str();
-            format!("{} bytes, {}, {profile}, {}", spec.payload_bytes, spec.content, spec.key_uri)
+            let (bytes, content, key_uri, pool) = (spec.payload_bytes, spec.content, &spec.key_uri, &spec.pool);
+            format!("{bytes} bytes, {content}, {profile}, {key_uri}, pool {pool}")
         };
         let message =
             format!("volume {} exists with {}; this request asks for {}", self.name, shown(self), shown(asked));

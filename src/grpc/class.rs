@@ -6,17 +6,18 @@
 
 use std::collections::HashMap;
 
-use super::field;
 use crate::volume::Claim;
 use crate::volume::Error;
 use crate::volume::KeyUri;
 use crate::volume::KeyUriTemplate;
+use crate::volume::PoolName;
 use crate::volume::Profile;
 use crate::volume::Result;
 use crate::volume::VolumeId;
 
 const KEY_URI: &str = "keyUri";
 const PROFILE: &str = "profile";
+const POOL: &str = "pool";
 /// The provisioner's own keys.
 const PROVISIONER: &str = "csi.storage.k8s.io/";
 
@@ -26,6 +27,8 @@ pub(super) struct Class<'a> {
     key_uri: Option<KeyUriTemplate<'a>>,
     /// Cryptographic parameters.
     pub(super) profile: Profile,
+    /// Which of a node's pools.
+    pub(super) pool: PoolName,
     /// The claim that the provisioner works for, if it says so.
     pub(super) claim: Option<Claim>,
 }
@@ -33,16 +36,18 @@ pub(super) struct Class<'a> {
 impl<'a> Class<'a> {
     /// Checks `parameters`. A class without a key URI passes: capacity does not depend on it.
     pub(super) fn parse(parameters: &'a HashMap<String, String>) -> Result<Self> {
-        field::map("parameters", parameters)?;
-        let mut class = Self { key_uri: None, profile: Profile::Xts1, claim: None };
+        super::field::map("parameters", parameters)?;
+        let mut class = Self { key_uri: None, profile: Profile::Xts1, pool: PoolName::default(), claim: None };
         for (key, value) in parameters {
             match key.as_str() {
                 KEY_URI => class.key_uri = Some(KeyUriTemplate(value)),
                 PROFILE => class.profile = profile(value)?,
+                POOL => class.pool = PoolName::parse(&field(POOL), value)?,
                 other if other.starts_with(PROVISIONER) => {}
                 other => {
-                    let text = format!("is not a parameter of this driver; {KEY_URI} (required) and {PROFILE} are");
-                    return Err(Error::invalid(&format!("parameters[{other:?}]"), text));
+                    let text =
+                        format!("is not a parameter of this driver; {KEY_URI} (required), {PROFILE} and {POOL} are");
+                    return Err(Error::invalid(&field(other), text));
                 }
             }
         }
@@ -55,7 +60,7 @@ impl<'a> Class<'a> {
 
     /// Where the secret of the volume `id` is, for `claim` if the class asks for it.
     pub(super) fn key_uri(&self, id: &VolumeId, claim: Option<&Claim>) -> Result<KeyUri> {
-        let field = format!("parameters[{KEY_URI:?}]");
+        let field = field(KEY_URI);
         let template = self.key_uri.as_ref().ok_or_else(|| {
             Error::invalid(&field, "is required: the resource at the KBS, as kbs:///<repository>/<type>/<tag>")
         })?;
@@ -66,11 +71,12 @@ impl<'a> Class<'a> {
 fn profile(text: &str) -> Result<Profile> {
     Profile::ALL.into_iter().find(|profile| profile.as_str() == text).ok_or_else(|| {
         let known: Vec<_> = Profile::ALL.iter().map(|profile| profile.as_str()).collect();
-        Error::invalid(
-            &format!("parameters[{PROFILE:?}]"),
-            format!("{text:?} is not known; accepted: {}", known.join(", ")),
-        )
+        Error::invalid(&field(PROFILE), format!("{text:?} is not known; accepted: {}", known.join(", ")))
     })
+}
+
+fn field(key: &str) -> String {
+    format!("parameters[{key:?}]")
 }
 
 #[cfg(test)]

@@ -193,8 +193,8 @@ impl Controller {
             Some(bytes) => bytes,
             None => size.choose(content)?,
         };
-        let (profile, claim) = (class.profile, class.claim);
-        let spec = VolumeSpec { name: name.into(), payload_bytes, content, profile, key_uri, claim };
+        let (pool, profile, claim) = (class.pool, class.profile, class.claim);
+        let spec = VolumeSpec { name: name.into(), pool, payload_bytes, content, profile, key_uri, claim };
         let whereabouts = topology::whereabouts(request.accessibility_requirements.as_ref());
         self.provisioner.create(spec, whereabouts, until).await
     }
@@ -233,14 +233,14 @@ impl Controller {
     }
 
     async fn capacity(&self, request: &csi::GetCapacityRequest) -> Result<csi::GetCapacityResponse> {
-        Class::parse(&request.parameters)?;
+        let pool = Class::parse(&request.parameters)?.pool;
         let content = match &request.volume_capabilities[..] {
             [] => Content::Filesystem(FsType::Ext4),
             capabilities => content_of(capabilities)?,
         };
         let capacity = match request.accessible_topology.as_ref().map_or(Covered::Anywhere, topology::covered) {
-            Covered::Anywhere => self.provisioner.capacity(None).await?,
-            Covered::At(place) => self.provisioner.capacity(Some(&place)).await?,
+            Covered::Anywhere => self.provisioner.capacity(&pool, None).await?,
+            Covered::At(place) => self.provisioner.capacity(&pool, Some(&place)).await?,
             Covered::Nowhere => Capacity::default(),
         };
         Ok(csi::GetCapacityResponse {
@@ -297,8 +297,9 @@ fn fits(made: &VolumeSpec, request: &csi::ValidateVolumeCapabilitiesRequest) -> 
     }
     let class = Class::parse(&request.parameters)?;
     let key_uri = class.key_uri(&made.id(), made.claim.as_ref())?;
-    if key_uri != made.key_uri || class.profile != made.profile {
-        let text = format!("the volume was made with {} and profile {}", made.key_uri, made.profile.as_str());
+    if (&key_uri, class.profile, &class.pool) != (&made.key_uri, made.profile, &made.pool) {
+        let profile = made.profile.as_str();
+        let text = format!("the volume was made with {}, profile {profile}, pool {}", made.key_uri, made.pool);
         return Err(Error::invalid("parameters", text));
     }
     Ok(())

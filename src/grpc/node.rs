@@ -30,13 +30,13 @@ use crate::key::KeySource;
 use crate::lifecycle::Lifecycle;
 use crate::lifecycle::PublishRequest;
 use crate::lifecycle::StageRequest;
-use crate::record::Record;
 use crate::volume::Content;
 use crate::volume::Error;
 use crate::volume::Place;
 use crate::volume::Reason;
 use crate::volume::Result;
 use crate::volume::VolumeId;
+use crate::volume::VolumeSpec;
 
 /// What the Node service offers; everything else answers UNIMPLEMENTED.
 const CAPABILITIES: [RpcType; 5] = [
@@ -189,7 +189,7 @@ impl Node {
         field::volume_id(volume_id, self.lifecycle.ready()).await
     }
 
-    async fn record(&self, volume_id: &str) -> Result<Record> {
+    async fn volume(&self, volume_id: &str) -> Result<VolumeSpec> {
         self.lifecycle.get(self.find(volume_id).await?).await
     }
 
@@ -197,12 +197,12 @@ impl Node {
         field::required("volume_id", &request.volume_id)?;
         field::required("staging_target_path", &request.staging_target_path)?;
         let access = Access::parse("volume_capability", request.volume_capability.as_ref())?;
-        let record = self.record(&request.volume_id).await?;
+        let volume = self.volume(&request.volume_id).await?;
         Ok(StageRequest {
             staging_path: field::path("staging_target_path", &request.staging_target_path)?,
-            content: access.of_volume(record.content)?,
+            content: access.of_volume(volume.content)?,
             options: access.mount_options()?,
-            id: record.id,
+            id: volume.id(),
         })
     }
 
@@ -210,7 +210,7 @@ impl Node {
         field::required("volume_id", &request.volume_id)?;
         field::required("target_path", &request.target_path)?;
         let access = Access::parse("volume_capability", request.volume_capability.as_ref())?;
-        let record = self.record(&request.volume_id).await?;
+        let volume = self.volume(&request.volume_id).await?;
         if request.staging_target_path.is_empty() {
             // The one missing field that is not INVALID_ARGUMENT (CSI, NodePublishVolume Errors).
             return Err(Error::new(Reason::StagingMissing, "staging_target_path: is required; stage the volume first"));
@@ -219,22 +219,25 @@ impl Node {
         Ok(PublishRequest {
             staging_path: field::path("staging_target_path", &request.staging_target_path)?,
             target_path: field::path("target_path", &request.target_path)?,
-            content: access.of_volume(record.content)?,
+            content: access.of_volume(volume.content)?,
             read_only: request.readonly || access.is_reader(),
             sharing: access.sharing(),
-            id: record.id,
+            id: volume.id(),
         })
     }
 
     /// What is wrong with the storage behind every volume of this node; empty if nothing is.
     async fn storage_health(&self) -> Result<Vec<StorageBackendHealth>> {
         let mut health = Vec::new();
-        match self.lifecycle.ready().await {
-            Err(error) => health.push(health::of_storage(Unreachable, error.reason(), error.message())),
-            Ok(()) if self.lifecycle.capacity().await?.available_bytes < Content::Block.minimum_bytes() => {
-                health.push(health::of_storage(Degraded, Reason::NoSpace, "the pool has no room for another volume"));
+        for (pool, capacity) in self.lifecycle.pools().await? {
+            match capacity {
+                Err(error) => health.push(health::of_storage(Unreachable, error.reason(), error.message())),
+                Ok(capacity) if capacity.available_bytes < Content::Block.minimum_bytes() => {
+                    let message = format!("pool {pool} has no room for another volume");
+                    health.push(health::of_storage(Degraded, Reason::NoSpace, &message));
+                }
+                Ok(_) => {}
             }
-            Ok(()) => {}
         }
         let is_about_kbs = |reason: &Reason| status::code(*reason) == tonic::Code::Unavailable;
         if let Some(reason) = self.keys.last_error().filter(is_about_kbs) {

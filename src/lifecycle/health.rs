@@ -18,10 +18,10 @@ use crate::volume::VolumeId;
 
 impl Host {
     pub(super) fn health(&self, id: &VolumeId) -> Result<Vec<HealthEntry>> {
-        let record = self.pool.get(id)?;
-        let shape = self.pool.shape(&record);
+        let record = self.pools.get(id)?;
+        let shape = self.shape(&record);
         let open = self.machine.look(id, Some(&shape))?.mapper == Mapper::Live;
-        let refusal = if open { None } else { self.pool.refusal(id) };
+        let refusal = if open { None } else { self.pools.of(id).refusal(id) };
         let mut entries = Vec::new();
         entries.extend(self.header_loss(&record));
         entries.extend(refusal.map(|refusal| HealthEntry {
@@ -35,7 +35,7 @@ impl Host {
     /// A Ready volume whose backing holds no intact copy of its header will not open again.
     fn header_loss(&self, record: &Record) -> Option<HealthEntry> {
         let digest = record.header_digest.filter(|_| record.state == State::Ready)?;
-        let shape = self.pool.shape(record);
+        let shape = self.shape(record);
         let expected_bytes = shape.profile.backing_bytes(shape.payload_bytes);
         let (reason, message) = match read_header(&shape.backing) {
             Ok((length, _)) if length < expected_bytes => {

@@ -10,6 +10,7 @@ use crate::provision::Provisioner;
 use crate::volume::Error;
 use crate::volume::HealthEntry;
 use crate::volume::Place;
+use crate::volume::PoolName;
 use crate::volume::Reason;
 use crate::volume::Result;
 use crate::volume::Volume;
@@ -48,7 +49,7 @@ impl Provisioner for Local {
                 format!("the volume may not be on this node ({}): the request requires other nodes", self.place);
             return Err(Error::new(Reason::NoSpace, message));
         }
-        Ok(self.at_home(self.lifecycle.create(spec).await?.spec()))
+        Ok(self.at_home(self.lifecycle.create(spec).await?))
     }
 
     async fn delete(&self, id: VolumeId, deadline: Instant) -> Result<()> {
@@ -56,17 +57,17 @@ impl Provisioner for Local {
     }
 
     async fn get(&self, id: VolumeId) -> Result<Volume> {
-        Ok(self.at_home(self.lifecycle.get(id).await?.spec()))
+        Ok(self.at_home(self.lifecycle.get(id).await?))
     }
 
     async fn list(&self) -> Result<Vec<Volume>> {
-        Ok(self.lifecycle.list().await?.iter().map(|record| self.at_home(record.spec())).collect())
+        Ok(self.lifecycle.list().await?.into_iter().map(|spec| self.at_home(spec)).collect())
     }
 
-    async fn capacity(&self, place: Option<&Place>) -> Result<Capacity> {
+    async fn capacity(&self, pool: &PoolName, place: Option<&Place>) -> Result<Capacity> {
         match place {
             Some(place) if *place != self.place => Ok(Capacity::default()),
-            _ => self.lifecycle.capacity().await,
+            _ => self.lifecycle.capacity(pool.clone()).await,
         }
     }
 

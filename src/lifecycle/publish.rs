@@ -54,9 +54,9 @@ impl PublishRequest {
 
 impl Host {
     pub(super) fn publish(&self, request: &PublishRequest) -> Result<()> {
-        let record = self.pool.get(&request.id)?;
+        let record = self.pools.get(&request.id)?;
         check_content(&record, request.content)?;
-        let kernel = self.look(&request.id, Some(&self.pool.shape(&record)))?;
+        let kernel = self.look(&request.id, Some(&self.shape(&record)))?;
         let staged = staged_source(&kernel, request)?;
         if let Some(mount) = kernel.mounts.iter().find(|mount| mount.path == request.target_path) {
             return already_published(mount, request);
@@ -80,7 +80,7 @@ impl Host {
     }
 
     pub(super) fn usage(&self, id: &VolumeId, path: &Path) -> Result<Usage> {
-        self.pool.get(id)?;
+        self.pools.get(id)?;
         let shown = mount::resolve(path)?;
         if self.machine.look(id, None)?.mounts.iter().any(|mount| mount.path == shown) {
             return self.machine.usage(path);

@@ -53,10 +53,10 @@ const TELLING_FLAGS: [&str; 5] = ["noexec", "sync", "dirsync", "lazytime", "nodi
 
 impl Host {
     pub(super) fn stage(&self, request: &StageRequest) -> Result<()> {
-        let record = self.pool.get(&request.id).inspect_err(|error| self.note(&request.id, error))?;
+        let record = self.pools.get(&request.id).inspect_err(|error| self.note(&request.id, error))?;
         check_content(&record, request.content)?;
         check_directory(&request.staging_path)?;
-        let shape = self.pool.shape(&record);
+        let shape = self.shape(&record);
         let kernel = self.look(&request.id, Some(&shape)).inspect_err(|error| self.note(&request.id, error))?;
         if self.is_staged(&record, &kernel, request)? {
             return Ok(());
@@ -68,7 +68,7 @@ impl Host {
             self.note(&request.id, &error);
             return Err(error);
         }
-        self.pool.clear_refusal(&request.id);
+        self.pools.of(&request.id).clear_refusal(&request.id);
         Ok(())
     }
 
@@ -78,7 +78,7 @@ impl Host {
 
     fn note(&self, id: &VolumeId, error: &Error) {
         if error.reason() != Reason::VolumeNotFound && error.reason() != Reason::PoolMissing {
-            self.pool.note_refusal(id, error);
+            self.pools.of(id).note_refusal(id, error);
         }
     }
 
@@ -118,8 +118,8 @@ impl Host {
     }
 
     pub(super) fn unstage(&self, id: &VolumeId, staging_path: &Path) -> Result<()> {
-        let record = self.pool.get(id).ok();
-        let shape = record.as_ref().map(|record| self.pool.shape(record));
+        let record = self.pools.get(id).ok();
+        let shape = record.as_ref().map(|record| self.shape(record));
         let kernel = match self.look(id, shape.as_ref()) {
             Err(error) if error.reason() == Reason::ForeignDevice => {
                 tracing::warn!(%error, "nothing of this volume is staged");

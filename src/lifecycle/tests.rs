@@ -20,6 +20,7 @@ use crate::device::backing::Attached;
 use crate::device::fake::FakeMachine;
 use crate::device::fake::Verb;
 use crate::device::fake::When;
+use crate::provision::LocalPool;
 use crate::record::State;
 use crate::volume::DATA_OFFSET_BYTES;
 use crate::volume::FsType;
@@ -54,8 +55,12 @@ struct World {
     directory: TempDir,
     machine: FakeMachine,
     kbs: Arc<Kbs>,
-    pool: Arc<LocalPool>,
+    pool: LocalPool,
     lifecycle: Lifecycle,
+}
+
+fn pools(pool: &LocalPool) -> Pools {
+    Pools::new(vec![pool.clone()]).expect("one pool")
 }
 
 impl World {
@@ -64,16 +69,16 @@ impl World {
         let path = directory.path().join("pool");
         LocalPool::init(&path).expect("a pool");
         std::fs::create_dir(directory.path().join("staging")).expect("a staging directory");
-        let pool = Arc::new(LocalPool::open(path));
+        let pool = LocalPool::open(PoolName::default(), path);
         let machine = FakeMachine::default();
         let kbs = Arc::new(Kbs { answer: Mutex::new(Ok(7)), open: Semaphore::new(100), asked: Notify::new() });
-        let lifecycle = Lifecycle::new(Arc::new(machine.clone()), kbs.clone(), pool.clone());
+        let lifecycle = Lifecycle::new(Arc::new(machine.clone()), kbs.clone(), pools(&pool));
         Self { directory, machine, kbs, pool, lifecycle }
     }
 
     /// The driver dies and starts again; the kernel remembers.
     fn restart(&mut self) {
-        self.lifecycle = Lifecycle::new(Arc::new(self.machine.clone()), self.kbs.clone(), self.pool.clone());
+        self.lifecycle = Lifecycle::new(Arc::new(self.machine.clone()), self.kbs.clone(), pools(&self.pool));
     }
 
     fn kbs_answers(&self, answer: Result<u8, Reason>) {
@@ -87,13 +92,14 @@ impl World {
     async fn create(&self, content: Content) -> VolumeId {
         let spec = VolumeSpec {
             name: "pvc-1".into(),
+            pool: PoolName::default(),
             payload_bytes: 16 << 20,
             content,
             profile: Profile::Xts1,
             key_uri: KeyUri::parse("keyUri", "kbs:///a/b/c").expect("valid"),
             claim: None,
         };
-        self.lifecycle.create(spec).await.expect("created").id
+        self.lifecycle.create(spec).await.expect("created").id()
     }
 
     fn request(&self, id: &VolumeId, content: Content) -> StageRequest {
@@ -446,7 +452,7 @@ async fn a_pool_that_is_away_is_not_an_empty_pool() {
     std::fs::create_dir(&here).expect("an empty mount point");
     assert_eq!(reason(world.lifecycle.get(id.clone()).await), Reason::PoolMissing);
     assert_eq!(reason(world.delete(&id).await), Reason::PoolMissing);
-    assert_eq!(world.lifecycle.capacity().await.expect("told").available_bytes, 0);
+    assert_eq!(world.lifecycle.capacity(PoolName::default()).await.expect("told").available_bytes, 0);
     world.unstage(&id).await.expect("goes on from the kernel alone");
     assert!(world.machine.mounts().is_empty());
     std::fs::remove_dir(&here).and_then(|()| std::fs::rename(&away, &here)).expect("mounted again");

@@ -156,7 +156,7 @@ impl<'a> Climb<'a> {
     }
 
     fn format(&mut self) -> Result<()> {
-        let directory = self.host.pool.directory(&self.shape.id);
+        let directory = self.host.pools.of(&self.shape.id).directory(&self.shape.id);
         self.record = self.record.clone().formatting();
         self.record.write(&directory)?;
         let image = crypt::format(self.shape, &self.keys().passphrase)?;
@@ -206,7 +206,7 @@ impl<'a> Climb<'a> {
     fn promote(&mut self, digest: [u8; 32]) -> Result<()> {
         let keys = self.keys();
         let record = self.record.clone().ready(digest, keys.check, &keys.record);
-        record.write(&self.host.pool.directory(&self.shape.id))?;
+        record.write(&self.host.pools.of(&self.shape.id).directory(&self.shape.id))?;
         self.record = record;
         Ok(())
     }

@@ -1,0 +1,185 @@
+//! All pools of this machine. A volume is looked for in each of them, because only its creator names its pool.
+
+use super::Capacity;
+use super::LocalPool;
+use crate::record::Record;
+use crate::volume::Error;
+use crate::volume::PoolName;
+use crate::volume::Reason;
+use crate::volume::Result;
+use crate::volume::VolumeId;
+use crate::volume::VolumeSpec;
+
+/// The pools of one machine, each with a name of its own. There is at least one.
+#[derive(Clone, Debug)]
+pub struct Pools(Vec<LocalPool>);
+
+impl Pools {
+    /// `pools` together.
+    ///
+    /// # Errors
+    /// `InvalidArgument` if there is none, or two have the same name or the same directory.
+    pub fn new(pools: Vec<LocalPool>) -> Result<Self> {
+        if pools.is_empty() {
+            return Err(Error::invalid("--pool", "at least one is required"));
+        }
+        for (at, pool) in pools.iter().enumerate() {
+            if pools[..at].iter().any(|other| other.name() == pool.name() || other.path() == pool.path()) {
+                let text = format!("{}={} repeats a name or a directory", pool.name(), pool.path().display());
+                return Err(Error::invalid("--pool", text));
+            }
+        }
+        Ok(Self(pools))
+    }
+
+    /// Each pool.
+    pub fn iter(&self) -> impl Iterator<Item = &LocalPool> {
+        self.0.iter()
+    }
+
+    /// The pool called `name`.
+    ///
+    /// # Errors
+    /// `PoolMissing` if this machine has none of that name.
+    pub fn named(&self, name: &PoolName) -> Result<&LocalPool> {
+        self.0.iter().find(|pool| pool.name() == name).ok_or_else(|| {
+            let names: Vec<_> = self.0.iter().map(|pool| pool.name().as_str()).collect();
+            let message = format!("this node has no pool {name}; it has {}", names.join(", "));
+            Error::new(Reason::PoolMissing, message)
+        })
+    }
+
+    /// The pool that holds `id`; any if none does.
+    #[must_use]
+    pub fn of(&self, id: &VolumeId) -> &LocalPool {
+        self.0.iter().find(|pool| pool.directory(id).exists()).unwrap_or(&self.0[0])
+    }
+
+    /// Whether it can be told where `id` is: its pool is ready, or every pool is and none has it.
+    pub fn ready(&self, id: &VolumeId) -> Result<()> {
+        let pool = self.of(id);
+        if pool.directory(id).exists() { pool.ready().map(drop) } else { self.all_ready() }
+    }
+
+    /// Whether every pool can be used now.
+    pub fn all_ready(&self) -> Result<()> {
+        self.0.iter().try_for_each(|pool| pool.ready().map(drop))
+    }
+
+    /// The record of one volume.
+    pub fn get(&self, id: &VolumeId) -> Result<Record> {
+        self.ready(id)?;
+        self.of(id).get(id)
+    }
+
+    /// What was asked for when the volume of `record` was made.
+    #[must_use]
+    pub fn spec(&self, record: &Record) -> VolumeSpec {
+        record.spec(self.of(&record.id).name().clone())
+    }
+
+    /// Creates the volume in the pool that it names, or finds it as asked for.
+    pub fn create(&self, spec: &VolumeSpec) -> Result<VolumeSpec> {
+        let id = spec.id();
+        let holder = self.of(&id);
+        if holder.name() != &spec.pool && holder.directory(&id).exists() {
+            return Err(self.spec(&holder.get(&id)?).conflict(spec));
+        }
+        let pool = self.named(&spec.pool)?;
+        Ok(pool.create(spec)?.spec(pool.name().clone()))
+    }
+
+    /// Deletes the volume and its key material on this node. A volume that is not there is deleted.
+    pub fn delete(&self, id: &VolumeId) -> Result<()> {
+        self.ready(id)?;
+        // The pool of an interrupted deletion cannot be told from its directories' names: each finishes its own.
+        self.0.iter().filter(|pool| pool.ready().is_ok()).try_for_each(|pool| pool.delete(id))
+    }
+
+    /// Every volume in the order of ids, with its record or why that cannot be read.
+    pub fn list(&self) -> Result<Vec<(VolumeId, Result<Record>)>> {
+        let mut all = Vec::new();
+        for pool in &self.0 {
+            all.extend(pool.list()?);
+        }
+        all.sort_by(|(a, _), (b, _)| a.cmp(b));
+        Ok(all)
+    }
+
+    /// What the pool called `name` can still promise: nothing if there is none, or while it is away.
+    pub fn capacity(&self, name: &PoolName) -> Result<Capacity> {
+        match self.named(name).and_then(LocalPool::capacity) {
+            Err(error) if error.reason() == Reason::PoolMissing => Ok(Capacity::default()),
+            capacity => capacity,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::volume::Content;
+    use crate::volume::KeyUri;
+    use crate::volume::Profile;
+
+    fn name(text: &str) -> PoolName {
+        PoolName::parse("pool", text).expect("a name")
+    }
+
+    fn spec(volume: &str, pool: &str) -> VolumeSpec {
+        VolumeSpec {
+            name: volume.into(),
+            pool: name(pool),
+            payload_bytes: 1 << 20,
+            content: Content::Block,
+            profile: Profile::Xts1,
+            key_uri: KeyUri::parse("keyUri", "kbs:///a/b/c").expect("valid"),
+            claim: None,
+        }
+    }
+
+    /// Two pools, `a` and `b`.
+    fn two() -> (tempfile::TempDir, Pools) {
+        let directory = tempfile::tempdir().expect("a directory");
+        let pool = |text: &str| {
+            let path = directory.path().join(text);
+            LocalPool::init(&path).expect("a pool");
+            LocalPool::open(name(text), path)
+        };
+        let pools = Pools::new(vec![pool("a"), pool("b")]).expect("two names");
+        (directory, pools)
+    }
+
+    #[test]
+    fn a_volume_is_found_in_the_pool_that_it_was_made_in() {
+        let (_directory, pools) = two();
+        let made = pools.create(&spec("x", "b")).expect("made");
+        assert_eq!(pools.create(&spec("x", "b")).expect("made already"), made);
+        assert_eq!(pools.spec(&pools.get(&made.id()).expect("found")).pool, name("b"));
+        assert_eq!(pools.create(&spec("x", "a")).expect_err("elsewhere").reason(), Reason::AlreadyExists);
+        assert_eq!(pools.create(&spec("y", "c")).expect_err("no such pool").reason(), Reason::PoolMissing);
+        pools.delete(&made.id()).expect("deleted");
+        assert_eq!(pools.get(&made.id()).expect_err("gone").reason(), Reason::VolumeNotFound);
+    }
+
+    #[test]
+    fn while_a_pool_is_away_only_what_the_others_hold_is_certain() {
+        let (directory, pools) = two();
+        let made = pools.create(&spec("x", "a")).expect("made");
+        std::fs::remove_file(directory.path().join("b/pool.json")).expect("unmarked");
+        pools.get(&made.id()).expect("still there");
+        let stranger = VolumeId::for_name("y");
+        assert_eq!(pools.get(&stranger).expect_err("perhaps in b").reason(), Reason::PoolMissing);
+        assert_eq!(pools.delete(&stranger).expect_err("perhaps in b").reason(), Reason::PoolMissing);
+        assert_eq!(pools.capacity(&name("b")).expect("nothing"), Capacity::default());
+        pools.delete(&made.id()).expect("deleted");
+    }
+
+    #[test]
+    fn names_and_directories_are_told_apart() {
+        let pool = |text: &str, path: &str| LocalPool::open(name(text), path.into());
+        for pools in [vec![], vec![pool("a", "/x"), pool("a", "/y")], vec![pool("a", "/x"), pool("b", "/x")]] {
+            assert_eq!(Pools::new(pools).expect_err("refused").reason(), Reason::InvalidArgument);
+        }
+    }
+}
