@@ -26,6 +26,9 @@ pub trait KeySource: Send + Sync + 'static {
     /// Proves what this machine is and returns the secret under `uri`. Every call is a fresh proof.
     fn secret<'a>(&'a self, uri: &'a KeyUri) -> Pin<Box<dyn Future<Output = Result<SecretBytes>> + Send + 'a>>;
 
+    /// Who makes the proof: the name of its kind of evidence in the KBS protocol.
+    fn attester(&self) -> &str;
+
     /// Why the last attempt gave no secret; `None` if it gave one, or if nobody has asked yet. Asks nobody.
     fn last_error(&self) -> Option<Reason> {
         None

@@ -11,10 +11,12 @@
 //!  .-------v------------------------------------------------------.     |
 //!  | grpc       the door: proto -> words of `volume` -> proto     |     |
 //!  | inspect    what an operator may see                          |     |
+//!  | reconcile  a node's half of a cluster: resources -> volumes  |----> API server
 //!  |--------------------------------------------------------------|     |
 //!  | lifecycle  one operation per volume at a time; the ladder    |     |
 //!  |   Absent -> Attached -> Prepared -> Open -> Mounted          |     |
 //!  |--------------------------------------------------------------|     |
+//!  | cluster    the resources; asks nodes for volumes; a witness  |----> API server
 //!  | provision  trait Provisioner; backings and records in a pool |     |
 //!  | key        trait KeySource: the secret, or why not ----------|-----'
 //!  | device     trait Machine: loop, LUKS2 header, dm, mounts     |----> kernel
@@ -33,7 +35,8 @@
 //! |---|---|
 //! | Which code does the kubelet get for this error? | `grpc/status.rs`, one table |
 //! | What may a StorageClass say? | `grpc/class.rs`, `device/mount/flags.rs` |
-//! | When may a volume be formatted? | `lifecycle/stage/` |
+//! | When may a volume be formatted? | `lifecycle/stage/`, `cluster/witness.rs` |
+//! | Which node gets a new volume? | `cluster/controller/asking.rs` |
 //! | What is believed of a header on the disk? | `device/header.rs` |
 //! | What is on the disk? | `record.rs`, `volume.rs`, `device/crypt.rs` |
 //! | What does a KBS see? | `key/kbs.rs`, `key/evidence.rs` |
@@ -51,13 +54,17 @@
 //!   environment or file, and in no type that can be printed.
 //! - Every error carries one [`volume::Reason`], the same word in the gRPC message, the Event, the health entry and the
 //!   log. Only `grpc` knows proto and `Status`.
+//! - A resource in the cluster permits nothing that the node's disk does not; it can only veto. Ready volumes open without
+//!   it.
 //! - Unmounts and removals are never recursive, and never touch what the volume does not own.
 
 #[cfg(feature = "dev")]
 pub mod dev_kbs;
 pub mod grpc;
 pub mod inspect;
+pub mod reconcile;
 pub mod lifecycle;
+pub mod cluster;
 pub mod provision;
 pub mod key;
 pub mod device;

@@ -7,11 +7,14 @@ mod busy;
 mod health;
 mod local;
 mod publish;
+mod sighting;
 mod stage;
 
 pub use local::Local;
 pub use publish::PublishRequest;
 pub use publish::Sharing;
+pub use sighting::PoolSighting;
+pub use sighting::Sighting;
 pub use stage::StageRequest;
 
 use std::path::PathBuf;
@@ -19,9 +22,10 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use tokio::runtime::Handle;
+use tokio::sync::broadcast;
 use tokio::sync::oneshot;
-use tokio::sync::watch;
 
+use crate::cluster::Witness;
 use crate::device::Kernel;
 use crate::device::Machine;
 use crate::device::Mapper;
@@ -42,13 +46,16 @@ use crate::volume::VolumeId;
 use crate::volume::VolumeSpec;
 use busy::Busy;
 
+/// How many ended operations a slow listener may be behind.
+const SETTLED_LIMIT: usize = 256;
+
 /// The volumes of one machine.
 #[derive(Clone)]
 pub struct Lifecycle {
     host: Arc<Host>,
     busy: Arc<Busy>,
-    /// Told when an operation that may have unstaged a volume has ended, which is what a deletion waits for.
-    settled: watch::Sender<()>,
+    /// Told of each volume on which an operation has ended: deletions wait for it, and others show what has changed.
+    settled: broadcast::Sender<VolumeId>,
 }
 
 /// What the operations work with. It holds no state of any volume.
@@ -56,13 +63,26 @@ struct Host {
     machine: Arc<dyn Machine>,
     keys: Arc<dyn KeySource>,
     pools: Pools,
+    /// Who bears witness beside the record that a volume was ever formatted; a machine alone has nobody.
+    witness: Option<Witness>,
 }
 
 impl Lifecycle {
-    /// The volumes of `pools`, opened on `machine` with secrets from `keys`.
+    /// The volumes of `pools`, opened on `machine` with secrets from `keys`, and formatted only if `witness`, where there is
+    /// one, agrees.
     #[must_use]
-    pub fn new(machine: Arc<dyn Machine>, keys: Arc<dyn KeySource>, pools: Pools) -> Self {
-        Self { host: Arc::new(Host { machine, keys, pools }), busy: Arc::default(), settled: watch::Sender::default() }
+    pub fn new(machine: Arc<dyn Machine>, keys: Arc<dyn KeySource>, pools: Pools, witness: Option<Witness>) -> Self {
+        Self {
+            host: Arc::new(Host { machine, keys, pools, witness }),
+            busy: Arc::default(),
+            settled: broadcast::Sender::new(SETTLED_LIMIT),
+        }
+    }
+
+    /// Tells of each volume on which an operation has ended from now on.
+    #[must_use]
+    pub fn settled(&self) -> broadcast::Receiver<VolumeId> {
+        self.settled.subscribe()
     }
 
     /// Creates a volume, or finds it as asked for.
@@ -82,7 +102,8 @@ impl Lifecycle {
             };
             match outcome {
                 Err(error) if matches!(error.reason(), Reason::StillStaged | Reason::OperationPending) => {
-                    if tokio::time::timeout_at(deadline.into(), settled.changed()).await.is_err() {
+                    // Whatever has ended, or was missed: the volume is looked at again.
+                    if tokio::time::timeout_at(deadline.into(), settled.recv()).await.is_err() {
                         return Err(error);
                     }
                 }
@@ -123,6 +144,11 @@ impl Lifecycle {
         self.blocking(move |host| host.health(&id)).await
     }
 
+    /// What can be seen of a volume without its key.
+    pub async fn sight(&self, id: VolumeId) -> Result<Sighting> {
+        self.blocking(move |host| host.sight(&id)).await
+    }
+
     /// What was asked for when the volume was created.
     pub async fn get(&self, id: VolumeId) -> Result<VolumeSpec> {
         self.blocking(move |host| Ok(host.pools.spec(&host.pools.get(&id)?))).await
@@ -145,9 +171,15 @@ impl Lifecycle {
         self.blocking(move |host| host.pools.capacity(&pool)).await
     }
 
-    /// What each pool can still promise, or why it cannot be used now.
-    pub async fn pools(&self) -> Result<Vec<(PoolName, Result<Capacity>)>> {
-        self.blocking(|host| Ok(host.pools.iter().map(|pool| (pool.name().clone(), pool.capacity())).collect())).await
+    /// What can be seen of the pools.
+    pub async fn sight_pools(&self) -> Result<Vec<PoolSighting>> {
+        self.blocking(|host| Ok(host.sight_pools())).await
+    }
+
+    /// Who makes the proof when a key is asked for.
+    #[must_use]
+    pub fn attester(&self) -> &str {
+        self.host.keys.attester()
     }
 
     /// Whether every pool can be used now.
@@ -165,11 +197,12 @@ impl Lifecycle {
         id: &VolumeId,
         work: impl FnOnce(&Host) -> Result<T> + Send + 'static,
     ) -> Result<T> {
-        let settled = self.settled.clone();
-        let guard = self.busy.claim(id)?;
+        let (settled, id) = (self.settled.clone(), id.clone());
+        let guard = self.busy.claim(&id)?;
         self.blocking(move |host| {
             let outcome = guard.hold(|| work(host));
-            settled.send_replace(());
+            // Nobody may be listening.
+            let _ = settled.send(id);
             outcome
         })
         .await

@@ -4,6 +4,7 @@
 
 use std::fmt::Display;
 use std::future::Future;
+use std::future::pending;
 use std::io::ErrorKind as IoErrorKind;
 use std::io::Write;
 use std::path::PathBuf;
@@ -22,9 +23,11 @@ use tokio::signal::unix::SignalKind;
 use tokio::signal::unix::signal;
 use tracing_subscriber::EnvFilter;
 
+use coffer::cluster;
+use coffer::cluster::ClusterPools;
+use coffer::cluster::Witness;
 #[cfg(feature = "dev")]
 use coffer::dev_kbs;
-use coffer::device::Machine;
 use coffer::device::linux::LinuxMachine;
 use coffer::grpc::Door;
 use coffer::grpc::Sockets;
@@ -39,6 +42,7 @@ use coffer::lifecycle::Lifecycle;
 use coffer::lifecycle::Local;
 use coffer::provision::LocalPool;
 use coffer::provision::Pools;
+use coffer::reconcile::Reconciler;
 use coffer::volume::Error;
 use coffer::volume::Place;
 use coffer::volume::PoolName;
@@ -66,9 +70,13 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Run the driver: controller and node service on one socket, for one machine and its pool
+    /// Run the driver on one machine alone: controller and node service on one socket
     #[command(after_help = ALL_EXAMPLE)]
-    All(All),
+    All(Node),
+    /// Run the controller service of a cluster: asks nodes for volumes through EncryptedVolume resources
+    Controller(Endpoint),
+    /// Run the node service of a cluster: makes and opens the volumes that resources ask of this node
+    Node(Node),
     /// The directory that holds volumes
     #[command(subcommand)]
     Pool(Pool),
@@ -95,10 +103,16 @@ Example:
   coffer attest --attester tpm --output json > node1.json";
 
 #[derive(Debug, Args)]
-struct All {
+struct Endpoint {
     /// The CSI socket: unix:// and an absolute path that ends in .sock
     #[arg(long, env = "CSI_ENDPOINT", value_parser = parse_endpoint, value_name = "unix:///PATH.sock")]
     endpoint: PathBuf,
+}
+
+#[derive(Debug, Args)]
+struct Node {
+    #[command(flatten)]
+    endpoint: Endpoint,
     /// What Kubernetes calls this node
     #[arg(long, env = "NODE_NAME", value_parser = parse_node_name)]
     node_name: String,
@@ -219,7 +233,9 @@ fn main() -> ExitCode {
 
 async fn run(command: Command) -> Result<()> {
     match command {
-        Command::All(flags) => serve(flags).await,
+        Command::All(flags) => serve_all(flags).await,
+        Command::Controller(flags) => serve_controller(flags).await,
+        Command::Node(flags) => serve_node(flags).await,
         Command::Pool(Pool::Init { dir }) => {
             print(&format!("{} is pool {}\n", dir.display(), LocalPool::init(&dir)?.pool_id))
         }
@@ -240,7 +256,40 @@ async fn run(command: Command) -> Result<()> {
     }
 }
 
-async fn serve(flags: All) -> Result<()> {
+/// Both halves on one socket, for a machine alone.
+async fn serve_all(flags: Node) -> Result<()> {
+    let place = Place::of(&flags.node_name);
+    let (lifecycle, node, sockets) = node_half(flags, None)?;
+    let controller = Door::controller(Arc::new(Local::new(lifecycle, place)));
+    serve(controller.and(node), sockets, pending()).await
+}
+
+async fn serve_node(flags: Node) -> Result<()> {
+    let client = kubernetes().await?;
+    let node_name = flags.node_name.clone();
+    let (lifecycle, node, sockets) = node_half(flags, Some(Witness::new(client.clone())))?;
+    serve(node, sockets, Reconciler::new(client, node_name, lifecycle).run()).await
+}
+
+async fn serve_controller(flags: Endpoint) -> Result<()> {
+    let client = kubernetes().await?;
+    let controller = Door::controller(Arc::new(ClusterPools::watch(client.clone())));
+    let sockets = Sockets { csi: flags.endpoint, registry: None };
+    serve(controller, sockets, cluster::clean(client)).await
+}
+
+/// Serves until a signal comes; `beside` works meanwhile.
+async fn serve(door: Door, sockets: Sockets, beside: impl Future<Output = ()>) -> Result<()> {
+    let end = end_signal()?;
+    tokio::select! {
+        served = door.serve(sockets, end) => {
+            served.map_err(|error| Error::new(Reason::Internal, "the server failed").caused_by(error))
+        }
+        () = beside => Err(Error::new(Reason::Internal, "what works on the cluster's resources has ended")),
+    }
+}
+
+fn node_half(flags: Node, witness: Option<Witness>) -> Result<(Lifecycle, Door, Sockets)> {
     let keys: Arc<dyn KeySource> = Arc::new(KbsClient::new(KbsConfig {
         url: flags.kbs_url,
         ca_file: flags.kbs_ca,
@@ -248,21 +297,25 @@ async fn serve(flags: All) -> Result<()> {
         attester: attester(flags.attester)?,
         limits: Limits::default(),
     })?);
-    let machine: Arc<dyn Machine> = Arc::new(LinuxMachine);
     let pools = Pools::new(flags.pools)?;
     for pool in pools.iter() {
         if let Err(error) = pool.finish_interrupted() {
             tracing::warn!("pool {} is not ready yet: {}", pool.name(), error.chain());
         }
     }
-    let lifecycle = Lifecycle::new(machine, Arc::clone(&keys), pools);
+    let lifecycle = Lifecycle::new(Arc::new(LinuxMachine), Arc::clone(&keys), pools, witness);
+    let door = Door::node(lifecycle.clone(), keys, flags.node_name, flags.max_volumes);
     let registry =
         Some(flags.kubelet_dir).filter(|dir| !dir.is_empty()).map(|dir| PathBuf::from(dir).join("plugins_registry"));
-    let sockets = Sockets { csi: flags.endpoint, registry };
-    let local = Local::new(lifecycle.clone(), Place::of(&flags.node_name));
-    let door = Door::controller(Arc::new(local)).and(Door::node(lifecycle, keys, flags.node_name, flags.max_volumes));
-    let end = end_signal()?;
-    door.serve(sockets, end).await.map_err(|error| Error::new(Reason::Internal, "the server failed").caused_by(error))
+    Ok((lifecycle, door, Sockets { csi: flags.endpoint.endpoint, registry }))
+}
+
+/// The API server of the cluster that this process runs in, or that KUBECONFIG names.
+async fn kubernetes() -> Result<kube::Client> {
+    kube::Client::try_default().await.map_err(|error| {
+        Error::new(Reason::ApiServerUnreachable, "there is no way to an API server: run in a pod, or set KUBECONFIG")
+            .caused_by(error)
+    })
 }
 
 fn attester(flags: AttesterFlags) -> Result<Attester> {

@@ -5,16 +5,18 @@
 //! <pool>/<id>/volume.json      the record
 //! <pool>/<id>/backing          the image
 //! <pool>/<id>/refusal.json     why the last stage was refused, for display
+//! <pool>/<id>/release.json     who had the key released, and when, for display
 //! <pool>/creating-<id>/        a creation that was interrupted: nothing of value, swept
 //! <pool>/deleting-<id>/        a deletion that was interrupted: finished by the next call
 //! ```
 
+mod notes;
 mod pools;
-mod refusal;
 mod space;
 
+pub use notes::Refusal;
+pub use notes::Release;
 pub use pools::Pools;
-pub use refusal::Refusal;
 pub use space::Capacity;
 
 use std::fs::File;

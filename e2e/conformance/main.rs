@@ -65,6 +65,10 @@ impl Broker {
 }
 
 impl KeySource for Broker {
+    fn attester(&self) -> &str {
+        "sample"
+    }
+
     fn secret<'a>(
         &'a self,
         _: &'a KeyUri,
@@ -95,7 +99,7 @@ impl Scene {
         let pools = Pools::new(vec![LocalPool::open(PoolName::default(), pool)]).expect("one pool");
         let broker = Arc::new(Broker { answer: Mutex::new(Ok(7)), gate: Semaphore::new(1), asked: Notify::new() });
         let keys: Arc<dyn KeySource> = Arc::clone(&broker) as _;
-        let lifecycle = Lifecycle::new(Arc::new(FakeMachine::default()), Arc::clone(&keys), pools);
+        let lifecycle = Lifecycle::new(Arc::new(FakeMachine::default()), Arc::clone(&keys), pools, None);
         let csi = directory.path().join("csi.sock");
         let address = format!("unix://{}", csi.display());
         let local = Local::new(lifecycle.clone(), Place::of("node1"));

@@ -229,11 +229,11 @@ impl Node {
     /// What is wrong with the storage behind every volume of this node; empty if nothing is.
     async fn storage_health(&self) -> Result<Vec<StorageBackendHealth>> {
         let mut health = Vec::new();
-        for (pool, capacity) in self.lifecycle.pools().await? {
-            match capacity {
+        for pool in self.lifecycle.sight_pools().await? {
+            match pool.capacity {
                 Err(error) => health.push(health::of_storage(Unreachable, error.reason(), error.message())),
                 Ok(capacity) if capacity.available_bytes < Content::Block.minimum_bytes() => {
-                    let message = format!("pool {pool} has no room for another volume");
+                    let message = format!("pool {} has no room for another volume", pool.name);
                     health.push(health::of_storage(Degraded, Reason::NoSpace, &message));
                 }
                 Ok(_) => {}

@@ -28,7 +28,9 @@ pub(super) fn code(reason: Reason) -> Code {
         | Reason::KbsTimeout
         | Reason::KbsProtocol
         | Reason::KbsUntrusted
-        | Reason::AttesterUnavailable => Code::Unavailable,
+        | Reason::AttesterUnavailable
+        | Reason::WitnessUnreachable
+        | Reason::ApiServerUnreachable => Code::Unavailable,
         Reason::NoSpace => Code::ResourceExhausted,
         Reason::AttestationDenied => Code::Unauthenticated,
         Reason::PolicyDenied => Code::PermissionDenied,
@@ -41,6 +43,7 @@ pub(super) fn code(reason: Reason) -> Code {
         | Reason::RecordTooNew
         | Reason::WrongVolume
         | Reason::NotBlank
+        | Reason::PermitRevoked
         | Reason::ForeignDevice => Code::FailedPrecondition,
         Reason::RecordDamaged
         | Reason::RecordTampered

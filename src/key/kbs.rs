@@ -118,6 +118,10 @@ impl KeySource for KbsClient {
         Box::pin(self.fetch(uri))
     }
 
+    fn attester(&self) -> &str {
+        self.attester.tee()
+    }
+
     fn last_error(&self) -> Option<Reason> {
         self.last_exchange_error()
     }

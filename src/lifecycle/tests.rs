@@ -39,6 +39,10 @@ struct Kbs {
 }
 
 impl KeySource for Kbs {
+    fn attester(&self) -> &str {
+        "sample"
+    }
+
     fn secret<'a>(&'a self, _: &'a KeyUri) -> Pin<Box<dyn Future<Output = Result<SecretBytes>> + Send + 'a>> {
         Box::pin(async {
             self.asked.notify_one();
@@ -72,13 +76,13 @@ impl World {
         let pool = LocalPool::open(PoolName::default(), path);
         let machine = FakeMachine::default();
         let kbs = Arc::new(Kbs { answer: Mutex::new(Ok(7)), open: Semaphore::new(100), asked: Notify::new() });
-        let lifecycle = Lifecycle::new(Arc::new(machine.clone()), kbs.clone(), pools(&pool));
+        let lifecycle = Lifecycle::new(Arc::new(machine.clone()), kbs.clone(), pools(&pool), None);
         Self { directory, machine, kbs, pool, lifecycle }
     }
 
     /// The driver dies and starts again; the kernel remembers.
     fn restart(&mut self) {
-        self.lifecycle = Lifecycle::new(Arc::new(self.machine.clone()), self.kbs.clone(), pools(&self.pool));
+        self.lifecycle = Lifecycle::new(Arc::new(self.machine.clone()), self.kbs.clone(), pools(&self.pool), None);
     }
 
     fn kbs_answers(&self, answer: Result<u8, Reason>) {

@@ -40,12 +40,12 @@ impl Pools {
     /// The pool called `name`.
     ///
     /// # Errors
-    /// `PoolMissing` if this machine has none of that name.
+    /// `NoSpace` if this machine has none of that name: another may.
     pub fn named(&self, name: &PoolName) -> Result<&LocalPool> {
         self.0.iter().find(|pool| pool.name() == name).ok_or_else(|| {
             let names: Vec<_> = self.0.iter().map(|pool| pool.name().as_str()).collect();
             let message = format!("this node has no pool {name}; it has {}", names.join(", "));
-            Error::new(Reason::PoolMissing, message)
+            Error::new(Reason::NoSpace, message)
         })
     }
 
@@ -109,7 +109,7 @@ impl Pools {
     /// What the pool called `name` can still promise: nothing if there is none, or while it is away.
     pub fn capacity(&self, name: &PoolName) -> Result<Capacity> {
         match self.named(name).and_then(LocalPool::capacity) {
-            Err(error) if error.reason() == Reason::PoolMissing => Ok(Capacity::default()),
+            Err(error) if matches!(error.reason(), Reason::PoolMissing | Reason::NoSpace) => Ok(Capacity::default()),
             capacity => capacity,
         }
     }
@@ -157,7 +157,7 @@ mod tests {
         assert_eq!(pools.create(&spec("x", "b")).expect("made already"), made);
         assert_eq!(pools.spec(&pools.get(&made.id()).expect("found")).pool, name("b"));
         assert_eq!(pools.create(&spec("x", "a")).expect_err("elsewhere").reason(), Reason::AlreadyExists);
-        assert_eq!(pools.create(&spec("y", "c")).expect_err("no such pool").reason(), Reason::PoolMissing);
+        assert_eq!(pools.create(&spec("y", "c")).expect_err("no such pool").reason(), Reason::NoSpace);
         pools.delete(&made.id()).expect("deleted");
         assert_eq!(pools.get(&made.id()).expect_err("gone").reason(), Reason::VolumeNotFound);
     }

@@ -33,6 +33,8 @@ pub struct Capacity {
     pub available_bytes: u64,
     /// The largest payload that can be created now.
     pub maximum_volume_bytes: u64,
+    /// Sum of the payloads that were promised.
+    pub promised_bytes: u64,
 }
 
 /// What is in a pool, in bytes.
@@ -99,8 +101,9 @@ fn allocated(path: &Path) -> std::io::Result<u64> {
 
 /// What the pool at `path` can still promise.
 pub(super) fn capacity(path: &Path) -> Result<Capacity> {
-    let remaining = Ledger::read(path)?.remaining();
-    Ok(Capacity { available_bytes: remaining, maximum_volume_bytes: remaining })
+    let ledger = Ledger::read(path)?;
+    let remaining = ledger.remaining();
+    Ok(Capacity { available_bytes: remaining, maximum_volume_bytes: remaining, promised_bytes: ledger.payloads })
 }
 
 /// Refuses `spec` if its payload would be promised twice.

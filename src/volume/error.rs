@@ -97,6 +97,12 @@ reasons! {
     ForeignDevice,
     /// The filesystem has errors that are not safe to repair unattended.
     FilesystemDamaged,
+    /// The cluster has seen the volume Ready, or does not know it: it is not formatted.
+    PermitRevoked,
+    /// The API server cannot be asked whether the volume may be formatted.
+    WitnessUnreachable,
+    /// The API server cannot be reached.
+    ApiServerUnreachable,
     /// Not offered yet.
     Unimplemented,
     /// Something unexpected; the cause is in the message.
@@ -122,6 +128,8 @@ impl Reason {
                 | Self::KbsUntrusted
                 | Self::KbsBusy
                 | Self::AttesterUnavailable
+                | Self::WitnessUnreachable
+                | Self::ApiServerUnreachable
         )
     }
 }

@@ -1,7 +1,9 @@
 //! What can be wrong with a volume that exists.
 
+use std::fmt;
+
 /// How bad it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum HealthStatus {
     /// Usable, but not as it should be.
     Degraded,
@@ -9,6 +11,20 @@ pub enum HealthStatus {
     Inaccessible,
     /// Data is lost or was changed.
     DataLoss,
+}
+
+impl HealthStatus {
+    /// The status that is shown as `word`.
+    #[must_use]
+    pub fn parse(word: &str) -> Option<Self> {
+        [Self::Degraded, Self::Inaccessible, Self::DataLoss].into_iter().find(|status| status.to_string() == word)
+    }
+}
+
+impl fmt::Display for HealthStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(self, f)
+    }
 }
 
 /// One thing that is wrong.

@@ -1,9 +1,12 @@
 //! One stage on its way up. The secret is fetched before anything is attached, and dies with the climb.
 //!
 //! The format permit: a read of the device may veto a format, never permit one. Only the record permits, and a record
-//! that says Ready never does.
+//! that says Ready never does. In a cluster the volume's resource must agree: it is told that a volume is Ready before
+//! the record is, so that an old copy of the record permits nothing.
 
 use std::time::Instant;
+
+use tokio::runtime::Handle;
 
 use super::StageRequest;
 use super::mounted_at;
@@ -68,6 +71,9 @@ impl<'a> Climb<'a> {
             }
             rung = now;
         }
+        if self.keys.is_some() {
+            self.host.pools.of(&self.shape.id).note_release(&self.shape.id, self.host.keys.attester());
+        }
         tracing::info!(volume = %self.shape.id, ?from, to = ?rung, milliseconds = start.elapsed().as_millis(), "staged");
         Ok(())
     }
@@ -91,7 +97,7 @@ impl<'a> Climb<'a> {
 
     fn fetch_keys(&self) -> Result<VolumeKeys> {
         let started = Instant::now();
-        let secret = tokio::runtime::Handle::current().block_on(self.host.keys.secret(&self.record.key_uri))?;
+        let secret = Handle::current().block_on(self.host.keys.secret(&self.record.key_uri))?;
         tracing::info!(milliseconds = started.elapsed().as_millis(), key = %self.record.key_uri, "secret released");
         let keys = VolumeKeys::derive(&secret, &self.shape.id)?;
         if self.record.state == State::Ready {
@@ -144,7 +150,10 @@ impl<'a> Climb<'a> {
             State::Ready => false,
         };
         if blank {
-            return Ok(());
+            return match &self.host.witness {
+                Some(witness) => Handle::current().block_on(witness.permit(&self.shape.id)),
+                None => Ok(()),
+            };
         }
         Err(Error::new(
             Reason::NotBlank,
@@ -204,6 +213,9 @@ impl<'a> Climb<'a> {
     }
 
     fn promote(&mut self, digest: [u8; 32]) -> Result<()> {
+        if let Some(witness) = &self.host.witness {
+            Handle::current().block_on(witness.confirm(&self.shape.id))?;
+        }
         let keys = self.keys();
         let record = self.record.clone().ready(digest, keys.check, &keys.record);
         record.write(&self.host.pools.of(&self.shape.id).directory(&self.shape.id))?;

@@ -1,0 +1,21 @@
+//! What can go wrong with the API server, in our words.
+
+use crate::volume::Error;
+use crate::volume::Reason;
+
+/// What it means that the API server did not let us `task`.
+pub(super) fn failed(task: &str) -> impl FnOnce(kube::Error) -> Error {
+    move |error| match &error {
+        // Anything but overload and its own trouble is an answer that repeating does not change.
+        kube::Error::Api(status) if status.code < 500 && status.code != 429 => {
+            Error::new(Reason::Internal, format!("the API server refused to {task}")).caused_by(error)
+        }
+        _ => unreachable(task, error),
+    }
+}
+
+/// The API server gave no answer.
+pub(super) fn unreachable(task: &str, cause: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
+    Error::new(Reason::ApiServerUnreachable, format!("cannot {task}; the driver tries again by itself"))
+        .caused_by(cause)
+}

@@ -1,0 +1,132 @@
+//! What is said of a volume in its resource. Nothing here asks or does anything.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::jiff::Timestamp;
+
+use crate::cluster::EncryptedVolume;
+use crate::cluster::EncryptedVolumeStatus;
+use crate::cluster::Phase;
+use crate::cluster::condition;
+use crate::lifecycle::Sighting;
+use crate::volume::Error;
+
+/// The word for a volume with which nothing is wrong.
+const HEALTHY: &str = "Healthy";
+
+/// The node has made the volume.
+pub(super) fn provisioned(volume: &EncryptedVolume) -> EncryptedVolumeStatus {
+    let mut status = before(volume);
+    status.phase = Some(Phase::Provisioned);
+    say(&mut status, volume, condition::PROVISIONED, Ok(("Provisioned", "the node has made the volume".into())));
+    status
+}
+
+/// The node will not make the volume, and has nothing of it.
+pub(super) fn rejected(volume: &EncryptedVolume, error: &Error) -> EncryptedVolumeStatus {
+    let mut status = pending(volume, error);
+    status.phase = Some(Phase::Rejected);
+    status
+}
+
+/// The node could not make the volume yet.
+pub(super) fn pending(volume: &EncryptedVolume, error: &Error) -> EncryptedVolumeStatus {
+    let mut status = before(volume);
+    say(&mut status, volume, condition::PROVISIONED, Err(error));
+    status
+}
+
+/// Nothing of the volume is left on the node.
+pub(super) fn erased(volume: &EncryptedVolume) -> EncryptedVolumeStatus {
+    let mut status = before(volume);
+    status.phase = Some(Phase::Deleted);
+    let text = "its keyslots were overwritten and its backing is removed";
+    say(&mut status, volume, condition::ERASED, Ok(("Keyslots", text.into())));
+    status
+}
+
+/// The volume could not be erased yet.
+pub(super) fn not_erased(volume: &EncryptedVolume, error: &Error) -> EncryptedVolumeStatus {
+    let mut status = before(volume);
+    say(&mut status, volume, condition::ERASED, Err(error));
+    status
+}
+
+/// The volume as it is.
+pub(super) fn seen(volume: &EncryptedVolume, sighting: &Sighting) -> EncryptedVolumeStatus {
+    let mut status = before(volume);
+    status.phase = Some(match (sighting.is_open, sighting.is_ready) {
+        (true, _) => Phase::Staged,
+        (false, true) => Phase::Ready,
+        (false, false) => Phase::Provisioned,
+    });
+    status.ever_ready |= sighting.is_ready;
+    if let Some(release) = &sighting.release {
+        status.attester = Some(release.attester.clone());
+        status.last_attested = release.at.parse().ok().map(Time);
+    }
+    if let Some(refusal) = sighting.refusal.as_ref().filter(|_| !sighting.is_open) {
+        let refused = (refusal.reason.as_str(), refusal.message.clone());
+        put(&mut status, volume, condition::OPENED, "False", refused);
+    } else if sighting.is_open {
+        let text = "the node has proved what it is, and the volume is open";
+        say(&mut status, volume, condition::OPENED, Ok(("Attested", text.into())));
+    }
+    let worst = sighting.health.iter().max_by_key(|entry| entry.status);
+    status.health = Some(worst.map_or_else(|| HEALTHY.to_owned(), |entry| entry.status.to_string()));
+    match worst {
+        Some(entry) => {
+            let wrong = (entry.reason.as_str(), entry.message.clone());
+            put(&mut status, volume, condition::HEALTHY, "False", wrong);
+        }
+        None => say(&mut status, volume, condition::HEALTHY, Ok((HEALTHY, "nothing is wrong".into()))),
+    }
+    status
+}
+
+/// The volume was made and cannot be looked at.
+pub(super) fn unseen(volume: &EncryptedVolume, error: &Error) -> EncryptedVolumeStatus {
+    let mut status = before(volume);
+    status.health = Some("Inaccessible".to_owned());
+    say(&mut status, volume, condition::HEALTHY, Err(error));
+    status
+}
+
+fn before(volume: &EncryptedVolume) -> EncryptedVolumeStatus {
+    volume.status.clone().unwrap_or_default()
+}
+
+fn say(
+    status: &mut EncryptedVolumeStatus,
+    volume: &EncryptedVolume,
+    kind: &str,
+    outcome: Result<(&str, String), &Error>,
+) {
+    match outcome {
+        Ok(said) => put(status, volume, kind, "True", said),
+        Err(error) => put(status, volume, kind, "False", (error.reason().as_str(), error.message().to_owned())),
+    }
+}
+
+/// Puts one condition in its place. Its time moves only when its status does.
+fn put(
+    status: &mut EncryptedVolumeStatus,
+    volume: &EncryptedVolume,
+    kind: &str,
+    truth: &str,
+    (reason, message): (&str, String),
+) {
+    let earlier = volume.condition(kind).filter(|condition| condition.status == truth);
+    let condition = Condition {
+        type_: kind.to_owned(),
+        status: truth.to_owned(),
+        reason: reason.to_owned(),
+        message,
+        observed_generation: volume.metadata.generation,
+        last_transition_time: earlier
+            .map_or_else(|| Time(Timestamp::now()), |condition| condition.last_transition_time.clone()),
+    };
+    status.conditions.retain(|condition| condition.type_ != kind);
+    status.conditions.push(condition);
+    status.conditions.sort_by(|a, b| a.type_.cmp(&b.type_));
+}
