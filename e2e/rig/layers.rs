@@ -12,7 +12,7 @@ use crate::report::Count;
 use crate::report::stage;
 
 /// What needs no node. Each layer is a target of the Makefile.
-const ON_THE_HOST: [&str; 3] = ["unit", "conformance", "kbs"];
+const ON_THE_HOST: [&str; 4] = ["unit", "conformance", "kbs", "api"];
 /// An emulated node keeps one core busy, so two of them share the machine: these on one, one after the other,
 const ON_ONE_NODE: [&str; 1] = ["kernel"];
 /// and these beside them on another.
@@ -91,7 +91,7 @@ fn cargo_test(targets: &[&str], filter: &str) -> Result<()> {
 }
 
 /// Runs `command` and shows each line of its output to `each` as it comes. Returns whether it succeeded.
-fn follow(command: &mut Command, mut each: impl FnMut(&str)) -> Result<bool> {
+pub(crate) fn follow(command: &mut Command, mut each: impl FnMut(&str)) -> Result<bool> {
     let mut child = command.stdout(Stdio::piped()).spawn().with_context(|| format!("cannot start {command:?}"))?;
     let output = BufReader::new(child.stdout.take().context("standard output is a pipe")?);
     for line in output.lines() {

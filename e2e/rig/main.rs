@@ -7,6 +7,7 @@
 #![expect(clippy::disallowed_methods, reason = "starting programs is what the rig is for; the lint guards the product")]
 
 mod agent;
+mod api;
 mod bench;
 mod cache;
 mod certificates;
@@ -84,6 +85,12 @@ enum Command {
         #[arg(long)]
         soak: bool,
     },
+    /// Run the tests of what talks to an API server, with a fresh one and no node.
+    Api {
+        /// Only tests whose names contain this.
+        #[arg(default_value = "")]
+        filter: String,
+    },
     /// Run csi-sanity in a fresh node, with mounts and with block devices.
     Sanity,
     /// Measure the driver beside cryptsetup by hand and by default, in a fresh node, and print a table.
@@ -142,6 +149,7 @@ fn run(arguments: Arguments) -> Result<()> {
         Command::Unit { filter } => layers::unit(&filter),
         Command::Target { name, filter } => layers::target(&name, &filter),
         Command::Kernel { filter, skip, soak } => suites::kernel(&run.join("kernel"), &filter, &skip, soak),
+        Command::Api { filter } => api::test(&run.join("api"), &filter),
         Command::Sanity => suites::sanity(&run.join("sanity")),
         Command::Bench { rounds } => bench::report(&run.join("bench"), rounds),
         Command::Up => {

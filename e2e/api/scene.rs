@@ -1,0 +1,234 @@
+//! What the tests have in common: a client, resource types that are installed, and nodes.
+
+use std::fmt::Debug;
+use std::future::Future;
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+use std::time::Instant;
+
+use coffer::cluster::ClusterPools;
+use coffer::cluster::EncryptedPool;
+use coffer::cluster::EncryptedVolume;
+use coffer::cluster::Witness;
+use coffer::cluster::clean;
+use coffer::device::MountOptions;
+use coffer::device::fake::FakeMachine;
+use coffer::key::KeySource;
+use coffer::lifecycle::Lifecycle;
+use coffer::lifecycle::StageRequest;
+use coffer::provision::LocalPool;
+use coffer::provision::Pools;
+use coffer::provision::Provisioner;
+use coffer::reconcile::Reconciler;
+use coffer::volume::Claim;
+use coffer::volume::Content;
+use coffer::volume::FsType;
+use coffer::volume::KeyUri;
+use coffer::volume::Place;
+use coffer::volume::PoolName;
+use coffer::volume::Profile;
+use coffer::volume::SecretBytes;
+use coffer::volume::VolumeId;
+use coffer::volume::VolumeSpec;
+use coffer::volume::Whereabouts;
+use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use kube::Api;
+use kube::Client;
+use kube::CustomResourceExt as _;
+use kube::Resource;
+use kube::api::DeleteParams;
+use kube::api::Patch;
+use kube::api::PatchParams;
+use kube::api::PostParams;
+use kube::runtime::wait::Condition;
+use kube::runtime::wait::await_condition;
+use kube::runtime::wait::conditions::is_crd_established;
+use serde::de::DeserializeOwned;
+use tokio::task::JoinHandle;
+use zeroize::Zeroizing;
+
+/// How long anything may take that has to happen.
+pub(crate) const SOON: Duration = Duration::from_secs(20);
+/// What every volume of the tests is.
+pub(crate) const EXT4: Content = Content::Filesystem(FsType::Ext4);
+
+/// A cluster in which Coffer's resource types are installed.
+pub(crate) struct Scene {
+    pub(crate) client: Client,
+}
+
+impl Scene {
+    /// Connects, and installs the types unless another test has.
+    pub(crate) async fn start() -> Self {
+        let client = Client::try_default().await.expect("KUBECONFIG; run make api");
+        let types: Api<CustomResourceDefinition> = Api::all(client.clone());
+        for definition in [EncryptedVolume::crd(), EncryptedPool::crd()] {
+            let name = definition.metadata.name.clone().expect("a type has a name");
+            let mine = PatchParams::apply("tests").force();
+            types.patch(&name, &mine, &Patch::Apply(&definition)).await.expect("installed");
+            soon(await_condition(types.clone(), &name, is_crd_established())).await.expect("established");
+        }
+        Self { client }
+    }
+
+    pub(crate) fn volumes(&self) -> Api<EncryptedVolume> {
+        Api::all(self.client.clone())
+    }
+
+    /// A controller, which also cleans up.
+    pub(crate) fn controller(&self) -> Controller {
+        let cleaner = tokio::spawn(clean(self.client.clone()));
+        Controller { pools: ClusterPools::watch(self.client.clone()), cleaner }
+    }
+
+    /// The resource of a node, as the kubelet registers it.
+    pub(crate) async fn register(&self, name: &str) {
+        let mut node = Node::default();
+        node.metadata.name = Some(name.to_owned());
+        let nodes: Api<Node> = Api::all(self.client.clone());
+        nodes.create(&PostParams::default(), &node).await.expect("registered");
+    }
+
+    /// Takes a node out of the cluster for good.
+    pub(crate) async fn remove_node(&self, name: &str) {
+        let nodes: Api<Node> = Api::all(self.client.clone());
+        nodes.delete(name, &DeleteParams::default()).await.expect("removed");
+    }
+
+    /// A node that runs the driver, with one pool; returns when its pool is shown.
+    pub(crate) async fn node(&self, name: &str) -> TestNode {
+        self.register(name).await;
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("pool");
+        LocalPool::init(&path).expect("a pool");
+        let pool = LocalPool::open(PoolName::default(), path);
+        let machine = FakeMachine::default();
+        let lifecycle = self.lifecycle(&machine, &pool);
+        let reconciler = Reconciler::new(self.client.clone(), name.to_owned(), lifecycle.clone());
+        let node = TestNode { directory, pool, machine, lifecycle, driver: tokio::spawn(reconciler.run()) };
+        let pools: Api<EncryptedPool> = Api::all(self.client.clone());
+        let resource = EncryptedPool::name_of(name, &PoolName::default());
+        self.wait(&pools, &resource, |pool: Option<&EncryptedPool>| pool.is_some_and(EncryptedPool::is_ready)).await;
+        node
+    }
+
+    pub(crate) fn lifecycle(&self, machine: &FakeMachine, pool: &LocalPool) -> Lifecycle {
+        let pools = Pools::new(vec![pool.clone()]).expect("one pool");
+        Lifecycle::new(Arc::new(machine.clone()), keys(), pools, Some(Witness::new(self.client.clone())))
+    }
+
+    /// The resource once `condition` holds for it.
+    pub(crate) async fn wait<K>(&self, api: &Api<K>, name: &str, condition: impl Condition<K>) -> Option<K>
+    where
+        K: Clone + Debug + Send + DeserializeOwned + Resource + 'static,
+    {
+        soon(await_condition(api.clone(), name, condition)).await.expect("watched")
+    }
+}
+
+/// A controller of the cluster.
+pub(crate) struct Controller {
+    pub(crate) pools: ClusterPools,
+    cleaner: JoinHandle<()>,
+}
+
+impl Drop for Controller {
+    fn drop(&mut self) {
+        self.cleaner.abort();
+    }
+}
+
+impl Controller {
+    /// Creates the volume `name` at one of `places`.
+    pub(crate) async fn create(&self, name: &str, places: &[&str]) -> coffer::volume::Result<VolumeId> {
+        self.create_within(name, places, SOON).await
+    }
+
+    pub(crate) async fn create_within(
+        &self,
+        name: &str,
+        places: &[&str],
+        patience: Duration,
+    ) -> coffer::volume::Result<VolumeId> {
+        let made = self.pools.create(spec(name), whereabouts(places), Instant::now() + patience).await?;
+        assert!(places.contains(&made.place.as_str()), "{} is none of {places:?}", made.place);
+        Ok(made.spec.id())
+    }
+
+    pub(crate) async fn delete(&self, id: &VolumeId) -> coffer::volume::Result<()> {
+        self.pools.delete(id.clone(), Instant::now() + SOON).await
+    }
+}
+
+/// A node of the cluster.
+pub(crate) struct TestNode {
+    directory: tempfile::TempDir,
+    pub(crate) pool: LocalPool,
+    pub(crate) machine: FakeMachine,
+    pub(crate) lifecycle: Lifecycle,
+    driver: JoinHandle<()>,
+}
+
+impl Drop for TestNode {
+    fn drop(&mut self) {
+        self.driver.abort();
+    }
+}
+
+impl TestNode {
+    pub(crate) fn staging(&self) -> PathBuf {
+        let path = self.directory.path().join("staging");
+        std::fs::create_dir_all(&path).expect("a staging directory");
+        path
+    }
+
+    pub(crate) fn stage_request(&self, id: &VolumeId) -> StageRequest {
+        StageRequest { id: id.clone(), staging_path: self.staging(), content: EXT4, options: MountOptions::default() }
+    }
+}
+
+/// Keys without a KBS.
+pub(crate) fn keys() -> Arc<dyn KeySource> {
+    Arc::new(Broker)
+}
+
+/// A KBS that always releases the same secret.
+struct Broker;
+
+impl KeySource for Broker {
+    fn attester(&self) -> &str {
+        "sample"
+    }
+
+    fn secret<'a>(
+        &'a self,
+        _: &'a KeyUri,
+    ) -> Pin<Box<dyn Future<Output = coffer::volume::Result<SecretBytes>> + Send + 'a>> {
+        Box::pin(async { Ok(SecretBytes::new(Zeroizing::new(vec![7; 32]))) })
+    }
+}
+
+/// `future`, which has to come to an end soon.
+pub(crate) async fn soon<T>(future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(SOON, future).await.expect("nothing happened in time")
+}
+
+pub(crate) fn spec(name: &str) -> VolumeSpec {
+    VolumeSpec {
+        name: name.into(),
+        pool: PoolName::default(),
+        payload_bytes: 16 << 20,
+        content: EXT4,
+        profile: Profile::Xts1,
+        key_uri: KeyUri::parse("keyUri", "kbs:///keys/default/one").expect("valid"),
+        claim: Some(Claim { namespace: "shop".into(), name: name.into() }),
+    }
+}
+
+pub(crate) fn whereabouts(places: &[&str]) -> Whereabouts {
+    let places: Vec<_> = places.iter().map(|place| Place::of(place)).collect();
+    Whereabouts { allowed: Some(places.clone()), preferred: places }
+}

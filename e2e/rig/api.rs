@@ -1,0 +1,46 @@
+//! What talks to an API server, tested against a real one: etcd, API server, controller manager, and no node.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::Result;
+
+use crate::control_plane::ControlPlane;
+use crate::kubernetes;
+use crate::layers;
+use crate::process::Fate;
+use crate::programs::Programs;
+use crate::report::Count;
+use crate::report::stage;
+use crate::sandbox;
+
+/// Runs the tests whose names contain `filter`.
+pub(crate) fn test(run: &Path, filter: &str) -> Result<()> {
+    let get = || Ok((Programs::product()?.with_test("api")?, kubernetes::programs()?, kubernetes::debian_programs()?));
+    if sandbox::is_outside() {
+        stage("Build what the cache does not have: Kubernetes", || get().map(drop))?;
+    }
+    sandbox::enter()?;
+    let (programs, kubernetes, debian) = get()?;
+    if run.exists() {
+        fs::remove_dir_all(run)?;
+    }
+    fs::create_dir_all(run)?;
+    let run = &fs::canonicalize(run)?;
+    let plane = stage("Control plane: etcd, API server, controller manager, scheduler", || {
+        ControlPlane::start(&run.join("control-plane"), &kubernetes, &debian.join("etcd"), Fate::WithRig)
+    })?;
+    let mut tests = Command::new(programs.path("test-api")?);
+    tests.args(["--test-threads=4", filter]).env("KUBECONFIG", plane.kubeconfig("admin"));
+    let mut count = Count::default();
+    let success = layers::follow(&mut tests, |line| {
+        println!("{line}");
+        count = count.and(Count::of_rust(line).unwrap_or_default());
+    })?;
+    count.failed = count.failed.max(u64::from(!success));
+    if count.failed > 0 {
+        println!("the control plane's logs: {}", run.join("control-plane").display());
+    }
+    count.conclude()
+}
