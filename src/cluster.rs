@@ -15,6 +15,7 @@ mod witness;
 
 pub use cleaner::clean;
 pub use controller::ClusterPools;
+pub use error::complain;
 pub use pool::Disagreement;
 pub use pool::EncryptedPool;
 pub use pool::EncryptedPoolSpec;

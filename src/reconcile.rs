@@ -27,6 +27,7 @@ use tokio_stream::wrappers::BroadcastStream;
 use crate::cluster::EncryptedVolume;
 use crate::cluster::EncryptedVolumeStatus;
 use crate::cluster::Phase;
+use crate::cluster::complain;
 use crate::lifecycle::Lifecycle;
 use crate::volume::Error;
 use crate::volume::Reason;
@@ -63,7 +64,7 @@ impl Reconciler {
         let reconciled = Controller::new(volumes.api.clone(), mine)
             .reconcile_on(ended)
             .run(|volume, volumes| async move { volumes.visit(&volume).await }, on_error, Arc::new(volumes))
-            .for_each(|_| std::future::ready(()));
+            .for_each(complain);
         tokio::join!(reconciled, pools.run());
     }
 }
@@ -136,9 +137,11 @@ impl Volumes {
         if volume.status.as_ref() == Some(&status) {
             return Ok(());
         }
-        let patch = Patch::Merge(json!({"status": status}));
+        // With the version: what was computed from an older resource must not undo what is newer.
+        let patch = Patch::Merge(json!({"metadata": {"resourceVersion": volume.resource_version()}, "status": status}));
         match self.api.patch_status(&volume.name_any(), &PatchParams::default(), &patch).await {
-            Err(kube::Error::Api(answer)) if answer.is_not_found() => Ok(()),
+            // A newer one comes by the watch, and is visited then.
+            Err(kube::Error::Api(answer)) if answer.is_not_found() || answer.is_conflict() => Ok(()),
             Err(error) => {
                 let message = "the volume's status cannot be written";
                 Err(Error::new(Reason::ApiServerUnreachable, message).caused_by(error))

@@ -25,6 +25,7 @@ use serde_json::json;
 use super::EncryptedVolume;
 use super::FINALIZER;
 use super::Phase;
+use super::error::complain;
 
 /// How often it is looked whether the node of a volume that waits for it is still in the cluster.
 const NODE_PERIOD: Duration = Duration::from_secs(15);
@@ -49,7 +50,7 @@ pub async fn clean(client: Client) {
     };
     Controller::new(volumes, watcher::Config::default())
         .run(|volume, cleaner| async move { cleaner.visit(&volume).await }, on_error, Arc::new(cleaner))
-        .for_each(|_| std::future::ready(()))
+        .for_each(complain)
         .await;
 }
 

@@ -1,5 +1,10 @@
 //! What can go wrong with the API server, in our words.
 
+use std::error::Error as StdError;
+
+use kube::runtime::controller::Error as ControllerError;
+use kube::runtime::watcher;
+
 use crate::volume::Error;
 use crate::volume::Reason;
 
@@ -15,7 +20,14 @@ pub(super) fn failed(task: &str) -> impl FnOnce(kube::Error) -> Error {
 }
 
 /// The API server gave no answer.
-pub(super) fn unreachable(task: &str, cause: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
+pub(super) fn unreachable(task: &str, cause: impl Into<Box<dyn StdError + Send + Sync>>) -> Error {
     Error::new(Reason::ApiServerUnreachable, format!("cannot {task}; the driver tries again by itself"))
         .caused_by(cause)
+}
+
+/// Logs why resources cannot be watched. What failed for one resource was logged where it failed.
+pub async fn complain<T, E: StdError>(outcome: Result<T, ControllerError<E, watcher::Error>>) {
+    if let Err(ControllerError::QueueError(error)) = outcome {
+        tracing::warn!(%error, "the cluster's resources cannot be watched");
+    }
 }

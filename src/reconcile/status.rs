@@ -69,7 +69,7 @@ pub(super) fn seen(volume: &EncryptedVolume, sighting: &Sighting) -> EncryptedVo
         let refused = (refusal.reason.as_str(), refusal.message.clone());
         put(&mut status, volume, condition::OPENED, "False", refused);
     } else if sighting.is_open {
-        let text = "the node has proved what it is, and the volume is open";
+        let text = "the node proved what it is, and its key was released";
         say(&mut status, volume, condition::OPENED, Ok(("Attested", text.into())));
     }
     let worst = sighting.health.iter().max_by_key(|entry| entry.status);
