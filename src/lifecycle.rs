@@ -155,13 +155,13 @@ impl Lifecycle {
     }
 
     /// All volumes in the order of ids. One whose record cannot be read is left out, and named in the log.
-    pub async fn list(&self) -> Result<Vec<VolumeSpec>> {
+    pub async fn list(&self) -> Result<Vec<(VolumeId, VolumeSpec)>> {
         let readable = |(id, record): (VolumeId, Result<Record>)| {
             record.inspect_err(|error| tracing::warn!(volume = %id, %error, "a record cannot be read")).ok()
         };
         self.blocking(move |host| {
             let records = host.pools.list()?.into_iter().filter_map(readable);
-            Ok(records.map(|record| host.pools.spec(&record)).collect())
+            Ok(records.map(|record| (record.id.clone(), host.pools.spec(&record))).collect())
         })
         .await
     }

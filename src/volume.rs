@@ -221,6 +221,8 @@ impl VolumeSpec {
 /// A volume that exists: what was asked for, and where it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Volume {
+    /// The volume. Not derived from the name that the spec says now: a record may have been changed.
+    pub id: VolumeId,
     /// What was asked for.
     pub spec: VolumeSpec,
     /// The node that has it.

@@ -196,6 +196,26 @@ async fn what_the_kbs_refuses_has_its_own_code_and_word_and_the_next_stage_succe
 }
 
 #[tokio::test]
+async fn a_record_whose_name_was_changed_is_data_loss_and_not_another_volume() {
+    let scene = Scene::start().await;
+    let id = scene.volume("renamed", mount(Mode::SingleNodeWriter)).await;
+    let request = stage(&scene, &id, mount(Mode::SingleNodeWriter));
+    scene.node().node_stage_volume(request.clone()).await.expect("staged");
+    let staging_target_path = request.staging_target_path.clone();
+    let unstage = csi::NodeUnstageVolumeRequest { volume_id: id.clone(), staging_target_path };
+    scene.node().node_unstage_volume(unstage).await.expect("unstaged");
+    let record = scene.path("pool").join(&id).join("volume.json");
+    let text = fs::read_to_string(&record).expect("a record");
+    fs::write(&record, text.replace("\"renamed\"", "\"other\"")).expect("changed");
+    let status = scene.refused(scene.node().node_stage_volume(request), Code::DataLoss).await;
+    assert!(status.message().starts_with("RecordTampered:"), "{status:?}");
+    let list = scene.controller().list_volumes(csi::ListVolumesRequest::default()).await.expect("listed").into_inner();
+    let listed: Vec<_> =
+        list.entries.into_iter().flat_map(|entry| entry.volume).map(|volume| volume.volume_id).collect();
+    assert_eq!(listed, [id]);
+}
+
+#[tokio::test]
 async fn a_call_for_a_volume_that_is_being_worked_on_is_aborted() {
     let scene = Scene::start().await;
     let id = scene.volume("busy", mount(Mode::SingleNodeMultiWriter)).await;

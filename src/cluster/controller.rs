@@ -143,7 +143,7 @@ impl Provisioner for ClusterPools {
         };
         let made = resources.items.into_iter().filter(|resource| resource.phase().is_some_and(Phase::is_made));
         let mut volumes: Vec<Volume> = made.filter_map(readable).collect();
-        volumes.sort_by_key(|volume| volume.spec.id());
+        volumes.sort_by(|a, b| a.id.cmp(&b.id));
         Ok(volumes)
     }
 

@@ -183,11 +183,12 @@ impl EncryptedVolume {
             key_uri: self.spec.key_uri.clone(),
             claim: self.spec.claim.as_ref().and_then(claim),
         };
-        if spec.id().as_str() != self.name_any() {
+        let id = spec.id();
+        if id.as_str() != self.name_any() {
             let message = format!("encvol {} is not named after its spec.name; delete it by hand", self.name_any());
             return Err(Error::new(Reason::Internal, message));
         }
-        Ok(Volume { spec, place: Place::of(&self.spec.node_name) })
+        Ok(Volume { id, spec, place: Place::of(&self.spec.node_name) })
     }
 
     /// How far the volume has come; `None` until its node has answered.
@@ -247,7 +248,7 @@ mod tests {
         assert_eq!(json["spec"]["content"], "ext4");
         assert_eq!(json["spec"]["claim"], "shop/orders");
         let read: EncryptedVolume = serde_json::from_value(json).expect("parses");
-        assert_eq!(read.volume().expect("ours"), Volume { spec: spec(), place: Place::of("node1") });
+        assert_eq!(read.volume().expect("ours"), Volume { id: spec().id(), spec: spec(), place: Place::of("node1") });
         assert_eq!((read.phase(), read.was_ever_ready(), read.is_deleted()), (None, false, false));
     }
 

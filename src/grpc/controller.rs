@@ -96,9 +96,9 @@ impl csi::controller_server::Controller for Controller {
         let request = request.get_ref();
         answer(request, async {
             let page = Page::parse(request.max_entries, &request.starting_token)?;
-            let volumes = self.provisioner.list().await?.into_iter().map(|volume| (volume.spec.id(), volume)).collect();
-            let (volumes, next_token) = page.of(volumes, |(id, _)| id);
-            let entry = |(_, volume)| csi::list_volumes_response::Entry { volume: Some(wire(volume)), status: None };
+            let volumes = self.provisioner.list().await?;
+            let (volumes, next_token) = page.of(volumes, |volume| &volume.id);
+            let entry = |volume| csi::list_volumes_response::Entry { volume: Some(wire(volume)), status: None };
             Ok(csi::ListVolumesResponse { entries: volumes.into_iter().map(entry).collect(), next_token })
         })
         .await
@@ -216,7 +216,7 @@ impl Controller {
             return Err(Error::invalid("volume_capabilities", "at least one is required"));
         }
         let volume = self.volume(&request.volume_id).await?;
-        match fits(&volume.spec, request) {
+        match fits(&volume, request) {
             Ok(()) => {
                 let confirmed = csi::validate_volume_capabilities_response::Confirmed {
                     volume_context: request.volume_context.clone(),
@@ -261,7 +261,7 @@ impl Controller {
     /// The volumes that have trouble, in the order of ids.
     async fn troubled(&self) -> Result<Vec<(VolumeId, Vec<HealthEntry>)>> {
         let mut troubled = Vec::new();
-        for id in self.provisioner.list().await?.iter().map(|volume| volume.spec.id()) {
+        for Volume { id, .. } in self.provisioner.list().await? {
             match self.provisioner.health(id.clone()).await {
                 Ok(entries) if entries.is_empty() => {}
                 Ok(entries) => troubled.push((id, entries)),
@@ -276,14 +276,15 @@ impl Controller {
 fn wire(volume: Volume) -> csi::Volume {
     csi::Volume {
         capacity_bytes: signed(volume.spec.payload_bytes),
-        volume_id: volume.spec.id().into(),
+        volume_id: volume.id.into(),
         accessible_topology: vec![topology::of(&volume.place)],
         ..Default::default()
     }
 }
 
 /// Whether the volume is what a request describes; the refusal says in what it differs.
-fn fits(made: &VolumeSpec, request: &csi::ValidateVolumeCapabilitiesRequest) -> Result<()> {
+fn fits(volume: &Volume, request: &csi::ValidateVolumeCapabilitiesRequest) -> Result<()> {
+    let made = &volume.spec;
     for capability in &request.volume_capabilities {
         let access = Access::parse("volume_capabilities", Some(capability))?;
         access.of_volume(made.content)?;
@@ -296,7 +297,7 @@ fn fits(made: &VolumeSpec, request: &csi::ValidateVolumeCapabilitiesRequest) -> 
         return Ok(());
     }
     let class = Class::parse(&request.parameters)?;
-    let key_uri = class.key_uri(&made.id(), made.claim.as_ref())?;
+    let key_uri = class.key_uri(&volume.id, made.claim.as_ref())?;
     if (&key_uri, class.profile, &class.pool) != (&made.key_uri, made.profile, &made.pool) {
         let profile = made.profile.as_str();
         let text = format!("the volume was made with {}, profile {profile}, pool {}", made.key_uri, made.pool);

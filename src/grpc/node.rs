@@ -189,20 +189,21 @@ impl Node {
         field::volume_id(volume_id, self.lifecycle.ready()).await
     }
 
-    async fn volume(&self, volume_id: &str) -> Result<VolumeSpec> {
-        self.lifecycle.get(self.find(volume_id).await?).await
+    async fn volume(&self, volume_id: &str) -> Result<(VolumeId, VolumeSpec)> {
+        let id = self.find(volume_id).await?;
+        Ok((id.clone(), self.lifecycle.get(id).await?))
     }
 
     async fn stage_request(&self, request: &csi::NodeStageVolumeRequest) -> Result<StageRequest> {
         field::required("volume_id", &request.volume_id)?;
         field::required("staging_target_path", &request.staging_target_path)?;
         let access = Access::parse("volume_capability", request.volume_capability.as_ref())?;
-        let volume = self.volume(&request.volume_id).await?;
+        let (id, volume) = self.volume(&request.volume_id).await?;
         Ok(StageRequest {
             staging_path: field::path("staging_target_path", &request.staging_target_path)?,
             content: access.of_volume(volume.content)?,
             options: access.mount_options()?,
-            id: volume.id(),
+            id,
         })
     }
 
@@ -210,7 +211,7 @@ impl Node {
         field::required("volume_id", &request.volume_id)?;
         field::required("target_path", &request.target_path)?;
         let access = Access::parse("volume_capability", request.volume_capability.as_ref())?;
-        let volume = self.volume(&request.volume_id).await?;
+        let (id, volume) = self.volume(&request.volume_id).await?;
         if request.staging_target_path.is_empty() {
             // The one missing field that is not INVALID_ARGUMENT (CSI, NodePublishVolume Errors).
             return Err(Error::new(Reason::StagingMissing, "staging_target_path: is required; stage the volume first"));
@@ -222,7 +223,7 @@ impl Node {
             content: access.of_volume(volume.content)?,
             read_only: request.readonly || access.is_reader(),
             sharing: access.sharing(),
-            id: volume.id(),
+            id,
         })
     }
 

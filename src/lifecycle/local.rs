@@ -32,8 +32,8 @@ impl Local {
         Self { lifecycle, place }
     }
 
-    fn at_home(&self, spec: VolumeSpec) -> Volume {
-        Volume { spec, place: self.place.clone() }
+    fn at_home(&self, id: VolumeId, spec: VolumeSpec) -> Volume {
+        Volume { id, spec, place: self.place.clone() }
     }
 }
 
@@ -49,7 +49,8 @@ impl Provisioner for Local {
                 format!("the volume may not be on this node ({}): the request requires other nodes", self.place);
             return Err(Error::new(Reason::NoSpace, message));
         }
-        Ok(self.at_home(self.lifecycle.create(spec).await?))
+        let id = spec.id();
+        Ok(self.at_home(id, self.lifecycle.create(spec).await?))
     }
 
     async fn delete(&self, id: VolumeId, deadline: Instant) -> Result<()> {
@@ -57,11 +58,12 @@ impl Provisioner for Local {
     }
 
     async fn get(&self, id: VolumeId) -> Result<Volume> {
-        Ok(self.at_home(self.lifecycle.get(id).await?))
+        let spec = self.lifecycle.get(id.clone()).await?;
+        Ok(self.at_home(id, spec))
     }
 
     async fn list(&self) -> Result<Vec<Volume>> {
-        Ok(self.lifecycle.list().await?.into_iter().map(|spec| self.at_home(spec)).collect())
+        Ok(self.lifecycle.list().await?.into_iter().map(|(id, spec)| self.at_home(id, spec)).collect())
     }
 
     async fn capacity(&self, pool: &PoolName, place: Option<&Place>) -> Result<Capacity> {
