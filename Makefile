@@ -15,7 +15,7 @@ DENY         := $(HOME)/.cache/coffer/cargo-deny-$(DENY_VERSION)/bin/cargo-deny
 PACKAGES := mmdebstrap qemu-system-x86 swtpm libcryptsetup-dev libclang-dev clang libtss2-dev tpm2-tools \
             cryptsetup-bin e2fsprogs xfsprogs pkg-config iproute2 jq strace openssl
 
-.PHONY: setup build lint unit conformance kbs api kernel faults sanity demo cluster test soak bench shell down
+.PHONY: setup build lint unit conformance kbs chart manifests api kernel faults sanity demo cluster test soak bench shell down
 
 # Debian packages that are missing; asks the mirror only if one is.
 setup:
@@ -56,6 +56,14 @@ kernel: build
 # volumes at once, a KBS that fails in every way.
 faults: build
 	$(RIG) --run .rig/faults kernel '$(FAULTS)'
+
+# The chart: linter, values, resource types as in the source, `deploy/` as rendered.
+chart: build
+	$(RIG) chart '$(T)'
+
+# Writes what is generated: the chart's resource types and `deploy/`.
+manifests: build
+	COFFER_WRITE=1 $(RIG) chart
 
 # The cluster's half against a real API server, without a node.
 api: build

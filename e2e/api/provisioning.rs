@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use coffer::cluster::CONFIRM_DELETE;
 use coffer::cluster::EncryptedVolume;
 use coffer::cluster::FINALIZER;
 use coffer::cluster::Phase;
@@ -12,6 +13,7 @@ use coffer::volume::Reason;
 use coffer::volume::VolumeSpec;
 use k8s_openapi::api::events::v1::Event;
 use kube::Api;
+use kube::api::DeleteParams;
 use kube::api::ListParams;
 use kube::api::Patch;
 use kube::api::PatchParams;
@@ -31,7 +33,7 @@ const A_MOMENT: Duration = Duration::from_secs(2);
 #[tokio::test]
 async fn a_volume_is_made_where_it_is_asked_for_shown_and_erased() {
     let scene = Scene::start().await;
-    let (controller, node) = (scene.controller(), scene.node("life-1").await);
+    let (controller, node) = (scene.controller().await, scene.node("life-1").await);
     let id = controller.create("life", &["life-1"]).await.expect("made");
     assert_eq!(controller.create("life", &["life-1"]).await.expect("made already"), id);
     assert!(node.pool.directory(&id).join("backing").exists());
@@ -61,7 +63,7 @@ async fn a_volume_is_made_where_it_is_asked_for_shown_and_erased() {
 #[tokio::test]
 async fn a_node_that_rejects_gives_the_volume_back_to_the_scheduler() {
     let scene = Scene::start().await;
-    let (controller, _node) = (scene.controller(), scene.node("full-1").await);
+    let (controller, _node) = (scene.controller().await, scene.node("full-1").await);
     let huge = VolumeSpec { payload_bytes: 1 << 50, ..spec("full") };
     let deadline = std::time::Instant::now() + SOON;
     let full = controller.pools.create(huge.clone(), whereabouts(&["full-1"]), deadline).await.expect_err("no room");
@@ -75,7 +77,8 @@ async fn a_node_that_rejects_gives_the_volume_back_to_the_scheduler() {
 #[tokio::test]
 async fn the_next_node_is_asked_when_the_preferred_one_rejects() {
     let scene = Scene::start().await;
-    let (controller, first, _second) = (scene.controller(), scene.node("next-1").await, scene.node("next-2").await);
+    let (controller, first, _second) =
+        (scene.controller().await, scene.node("next-1").await, scene.node("next-2").await);
     // The pool is ready as far as anybody knows, and has no room when it is asked.
     std::fs::write(first.pool.path().join("ballast"), b"").expect("written");
     let room = controller.pools.capacity(&PoolName::default(), Some(&Place::of("next-1"))).await.expect("told");
@@ -96,7 +99,7 @@ async fn the_next_node_is_asked_when_the_preferred_one_rejects() {
 #[tokio::test]
 async fn a_node_that_is_silent_is_waited_for_until_it_has_left() {
     let scene = Scene::start().await;
-    let controller = scene.controller();
+    let controller = scene.controller().await;
     let silent = scene.node("silent-1").await;
     drop(silent);
     let pending = controller.create_within("silent", &["silent-1"], A_MOMENT).await.expect_err("no answer");
@@ -113,7 +116,7 @@ async fn a_node_that_is_silent_is_waited_for_until_it_has_left() {
 #[tokio::test]
 async fn what_another_call_has_begun_is_found() {
     let scene = Scene::start().await;
-    let (one, two, _node) = (scene.controller(), scene.controller(), scene.node("begun-1").await);
+    let (one, two, _node) = (scene.controller().await, scene.controller().await, scene.node("begun-1").await);
     // The controller died between writing the resource and answering.
     let resource = EncryptedVolume::asking("begun-1", &spec("begun"));
     scene.volumes().create(&PostParams::default(), &resource).await.expect("written");
@@ -129,7 +132,7 @@ async fn what_another_call_has_begun_is_found() {
 #[tokio::test]
 async fn a_volume_whose_node_has_left_is_let_go_and_said_to_be_left_behind() {
     let scene = Scene::start().await;
-    let (controller, node) = (scene.controller(), scene.node("left-1").await);
+    let (controller, node) = (scene.controller().await, scene.node("left-1").await);
     let id = controller.create("left", &["left-1"]).await.expect("made");
     drop(node);
     scene.remove_node("left-1").await;
@@ -145,13 +148,19 @@ async fn a_volume_whose_node_has_left_is_let_go_and_said_to_be_left_behind() {
 }
 
 #[tokio::test]
-async fn a_resource_that_a_person_deletes_is_erased_without_a_call() {
+async fn a_resource_that_a_person_deletes_says_its_name_twice_and_is_erased() {
     let scene = Scene::start().await;
-    let (controller, node) = (scene.controller(), scene.node("hand-1").await);
+    let (controller, node) = (scene.controller().await, scene.node("hand-1").await);
     let id = controller.create("hand", &["hand-1"]).await.expect("made");
     let resource = scene.volumes().get(id.as_str()).await.expect("there");
     assert_eq!(resource.metadata.finalizers.as_deref(), Some(&[FINALIZER.to_owned()][..]));
-    scene.volumes().delete(id.as_str(), &Default::default()).await.expect("deleted");
+    let error =
+        scene.volumes().delete(id.as_str(), &DeleteParams::default()).await.expect_err("unconfirmed").to_string();
+    assert!(error.contains(&format!("kubectl annotate encvol {id} {CONFIRM_DELETE}={id}")), "{error}");
+    assert!(node.pool.directory(&id).exists());
+    let confirmed = Patch::Merge(json!({"metadata": {"annotations": {CONFIRM_DELETE: id.as_str()}}}));
+    scene.volumes().patch(id.as_str(), &PatchParams::default(), &confirmed).await.expect("annotated");
+    scene.volumes().delete(id.as_str(), &DeleteParams::default()).await.expect("deleted");
     let uid = resource.metadata.uid.expect("a uid");
     scene.wait(&scene.volumes(), id.as_str(), is_deleted(&uid)).await;
     assert!(!node.pool.directory(&id).exists());

@@ -33,20 +33,26 @@ use coffer::volume::SecretBytes;
 use coffer::volume::VolumeId;
 use coffer::volume::VolumeSpec;
 use coffer::volume::Whereabouts;
+use k8s_openapi::api::authentication::v1::BoundObjectReference;
+use k8s_openapi::api::authentication::v1::TokenRequest;
+use k8s_openapi::api::authentication::v1::TokenRequestSpec;
 use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::ServiceAccount;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::Api;
 use kube::Client;
-use kube::CustomResourceExt as _;
+use kube::Config;
 use kube::Resource;
 use kube::api::DeleteParams;
-use kube::api::Patch;
-use kube::api::PatchParams;
 use kube::api::PostParams;
 use kube::runtime::wait::Condition;
 use kube::runtime::wait::await_condition;
 use kube::runtime::wait::conditions::is_crd_established;
 use serde::de::DeserializeOwned;
+use serde_json::json;
+use tokio::process::Command;
+use tokio::sync::OnceCell;
 use tokio::task::JoinHandle;
 use zeroize::Zeroizing;
 
@@ -55,23 +61,56 @@ pub(crate) const SOON: Duration = Duration::from_secs(20);
 /// What every volume of the tests is.
 pub(crate) const EXT4: Content = Content::Filesystem(FsType::Ext4);
 
-/// A cluster in which Coffer's resource types are installed.
+/// Where the chart is installed.
+pub(crate) const NAMESPACE: &str = "coffer-system";
+
+/// A cluster in which the chart is installed, without anybody to run its pods. Controllers and nodes act under the
+/// identities that the chart gives them.
 pub(crate) struct Scene {
+    /// The cluster's administrator.
     pub(crate) client: Client,
 }
 
 impl Scene {
-    /// Connects, and installs the types unless another test has.
+    /// Connects, and installs the chart unless another test has.
     pub(crate) async fn start() -> Self {
+        static INSTALLED: OnceCell<()> = OnceCell::const_new();
         let client = Client::try_default().await.expect("KUBECONFIG; run make api");
-        let types: Api<CustomResourceDefinition> = Api::all(client.clone());
-        for definition in [EncryptedVolume::crd(), EncryptedPool::crd()] {
-            let name = definition.metadata.name.clone().expect("a type has a name");
-            let mine = PatchParams::apply("tests").force();
-            types.patch(&name, &mine, &Patch::Apply(&definition)).await.expect("installed");
-            soon(await_condition(types.clone(), &name, is_crd_established())).await.expect("established");
-        }
+        INSTALLED.get_or_init(|| install(client.clone())).await;
         Self { client }
+    }
+
+    /// A client with a fresh token of one of the chart's service accounts, bound to `pod` if there is one.
+    pub(crate) async fn client_of(&self, account: &str, pod: Option<&Pod>) -> Client {
+        let bound_object_ref = pod.map(|pod| BoundObjectReference {
+            api_version: Some("v1".into()),
+            kind: Some("Pod".into()),
+            name: pod.metadata.name.clone(),
+            uid: pod.metadata.uid.clone(),
+        });
+        let request = TokenRequest {
+            spec: TokenRequestSpec { audiences: Vec::new(), bound_object_ref, expiration_seconds: Some(3600) },
+            ..TokenRequest::default()
+        };
+        let accounts: Api<ServiceAccount> = Api::namespaced(self.client.clone(), NAMESPACE);
+        let made: TokenRequest =
+            accounts.create_subresource("token", account, &PostParams::default(), &request).await.expect("a token");
+        let mut config = Config::infer().await.expect("KUBECONFIG");
+        config.auth_info.token = Some(made.status.expect("answered").token.into());
+        Client::try_from(config).expect("a client")
+    }
+
+    /// A client with the token that the driver's pod on `node_name` has.
+    pub(crate) async fn client_on(&self, node_name: &str) -> Client {
+        let pods: Api<Pod> = Api::namespaced(self.client.clone(), NAMESPACE);
+        let pod: Pod = serde_json::from_value(json!({
+            "metadata": {"name": format!("coffer-node-{node_name}")},
+            "spec": {"nodeName": node_name, "serviceAccountName": "coffer-node",
+                "containers": [{"name": "coffer", "image": "coffer"}]},
+        }))
+        .expect("a pod");
+        let pod = pods.create(&PostParams::default(), &pod).await.expect("bound");
+        self.client_of("coffer-node", Some(&pod)).await
     }
 
     pub(crate) fn volumes(&self) -> Api<EncryptedVolume> {
@@ -79,9 +118,9 @@ impl Scene {
     }
 
     /// A controller, which also cleans up.
-    pub(crate) fn controller(&self) -> Controller {
-        let cleaner = tokio::spawn(clean(self.client.clone()));
-        Controller { pools: ClusterPools::watch(self.client.clone()), cleaner }
+    pub(crate) async fn controller(&self) -> Controller {
+        let client = self.client_of("coffer-controller", None).await;
+        Controller { pools: ClusterPools::watch(client.clone()), cleaner: tokio::spawn(clean(client)) }
     }
 
     /// The resource of a node, as the kubelet registers it.
@@ -106,18 +145,16 @@ impl Scene {
         LocalPool::init(&path).expect("a pool");
         let pool = LocalPool::open(PoolName::default(), path);
         let machine = FakeMachine::default();
-        let lifecycle = self.lifecycle(&machine, &pool);
-        let reconciler = Reconciler::new(self.client.clone(), name.to_owned(), lifecycle.clone());
+        let client = self.client_on(name).await;
+        let pools = Pools::new(vec![pool.clone()]).expect("one pool");
+        let witness = Witness::new(client.clone());
+        let lifecycle = Lifecycle::new(Arc::new(machine.clone()), keys(), pools, Some(witness));
+        let reconciler = Reconciler::new(client, name.to_owned(), lifecycle.clone());
         let node = TestNode { directory, pool, machine, lifecycle, driver: tokio::spawn(reconciler.run()) };
         let pools: Api<EncryptedPool> = Api::all(self.client.clone());
         let resource = EncryptedPool::name_of(name, &PoolName::default());
         self.wait(&pools, &resource, |pool: Option<&EncryptedPool>| pool.is_some_and(EncryptedPool::is_ready)).await;
         node
-    }
-
-    pub(crate) fn lifecycle(&self, machine: &FakeMachine, pool: &LocalPool) -> Lifecycle {
-        let pools = Pools::new(vec![pool.clone()]).expect("one pool");
-        Lifecycle::new(Arc::new(machine.clone()), keys(), pools, Some(Witness::new(self.client.clone())))
     }
 
     /// The resource once `condition` holds for it.
@@ -126,6 +163,25 @@ impl Scene {
         K: Clone + Debug + Send + DeserializeOwned + Resource + 'static,
     {
         soon(await_condition(api.clone(), name, condition)).await.expect("watched")
+    }
+}
+
+/// Renders the chart with the values that every installation needs, and applies it.
+async fn install(client: Client) {
+    let program = |name: &str| std::env::var(name).unwrap_or_else(|_| panic!("{name}; run make api"));
+    let (helm, kubectl) = (program("COFFER_HELM"), program("COFFER_KUBECTL"));
+    let script = "\"$1\" create namespace \"$3\" && \"$2\" template coffer helm/coffer --namespace \"$3\" \
+                  --values helm/coffer/ci/minimal-values.yaml --kube-version 1.37.1 | \"$1\" apply --server-side -f -";
+    let output = Command::new("sh")
+        .args(["-c", script, "install", &kubectl, &helm, NAMESPACE])
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .output()
+        .await
+        .expect("a shell");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let types: Api<CustomResourceDefinition> = Api::all(client);
+    for name in ["encryptedvolumes.coffer.dev", "encryptedpools.coffer.dev"] {
+        soon(await_condition(types.clone(), name, is_crd_established())).await.expect("established");
     }
 }
 
@@ -155,7 +211,7 @@ impl Controller {
     ) -> coffer::volume::Result<VolumeId> {
         let made = self.pools.create(spec(name), whereabouts(places), Instant::now() + patience).await?;
         assert!(places.contains(&made.place.as_str()), "{} is none of {places:?}", made.place);
-        Ok(made.spec.id())
+        Ok(made.id)
     }
 
     pub(crate) async fn delete(&self, id: &VolumeId) -> coffer::volume::Result<()> {

@@ -12,7 +12,7 @@ use crate::scene::Scene;
 #[tokio::test]
 async fn an_old_copy_of_the_pool_permits_no_format() {
     let scene = Scene::start().await;
-    let (controller, node) = (scene.controller(), scene.node("witness-1").await);
+    let (controller, node) = (scene.controller().await, scene.node("witness-1").await);
     let id = controller.create("witness", &["witness-1"]).await.expect("made");
     let directory = node.pool.directory(&id);
     let old = std::fs::read(directory.join("volume.json")).expect("a record");
@@ -34,7 +34,7 @@ async fn an_old_copy_of_the_pool_permits_no_format() {
 #[tokio::test]
 async fn without_the_witness_nothing_is_formatted_and_what_is_ready_opens() {
     let scene = Scene::start().await;
-    let (controller, node) = (scene.controller(), scene.node("alone-1").await);
+    let (controller, node) = (scene.controller().await, scene.node("alone-1").await);
     let ready = controller.create("alone-ready", &["alone-1"]).await.expect("made");
     let fresh = controller.create("alone-fresh", &["alone-1"]).await.expect("made");
     node.lifecycle.stage(node.stage_request(&ready)).await.expect("formatted");

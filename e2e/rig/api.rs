@@ -32,7 +32,9 @@ pub(crate) fn test(run: &Path, filter: &str) -> Result<()> {
         ControlPlane::start(&run.join("control-plane"), &kubernetes, &debian.join("etcd"), Fate::WithRig)
     })?;
     let mut tests = Command::new(programs.path("test-api")?);
-    tests.args(["--test-threads=4", filter]).env("KUBECONFIG", plane.kubeconfig("admin"));
+    tests.args(["--test-threads=4", filter]);
+    tests.env("KUBECONFIG", plane.kubeconfig("admin")).env("KUBECACHEDIR", run.join("kubectl-cache"));
+    tests.env("COFFER_HELM", kubernetes.join("helm")).env("COFFER_KUBECTL", kubernetes.join("kubectl"));
     let mut count = Count::default();
     let success = layers::follow(&mut tests, |line| {
         println!("{line}");

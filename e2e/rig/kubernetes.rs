@@ -1,4 +1,4 @@
-//! Kubernetes, csi-provisioner, csi-sanity and containerd, built from Go modules into the cache.
+//! Kubernetes, csi-provisioner, csi-sanity, containerd and Helm, built from Go modules into the cache.
 //!
 //! The tree holds only `go.mod` and `go.sum`; what is built is named by their `tool` lines. One set of programs is kept
 //! per content of these files, flags and Go version, so a second run builds nothing.
@@ -21,6 +21,7 @@ const KUBERNETES: &str = "v1.37.1";
 const PROVISIONER_KUBERNETES: &str = "v1.36.3";
 const PROVISIONER: &str = "v6.3.0";
 const CONTAINERD: &str = "2.3.4";
+const HELM: &str = "4.2.4";
 
 /// One `go install`: where, with which `-ldflags` after `-s -w`, and what.
 struct Install {
@@ -57,7 +58,7 @@ pub(crate) fn debian_programs() -> Result<PathBuf> {
     Ok(made.join("usr/bin"))
 }
 
-fn installs() -> [Install; 3] {
+fn installs() -> [Install; 4] {
     let containerd = "github.com/containerd/containerd/v2";
     let targets = ["containerd", "containerd-shim-runc-v2", "ctr"]
         .map(|program| format!("{containerd}/cmd/{program}@v{CONTAINERD}"));
@@ -72,6 +73,11 @@ fn installs() -> [Install; 3] {
             dir: "provisioner",
             variables: format!("-X {containerd}/version.Version={CONTAINERD}"),
             targets: targets.to_vec(),
+        },
+        Install {
+            dir: "provisioner",
+            variables: format!("-X helm.sh/helm/v4/internal/version.version=v{HELM}"),
+            targets: vec![format!("helm.sh/helm/v4/cmd/helm@v{HELM}")],
         },
     ]
 }

@@ -2,17 +2,19 @@
 
 use std::io::BufRead;
 use std::io::BufReader;
+use std::path::Path;
 use std::process::Command;
 use std::process::Stdio;
 
 use anyhow::Context;
 use anyhow::Result;
 
+use crate::kubernetes;
 use crate::report::Count;
 use crate::report::stage;
 
 /// What needs no node. Each layer is a target of the Makefile.
-const ON_THE_HOST: [&str; 4] = ["unit", "conformance", "kbs", "api"];
+const ON_THE_HOST: [&str; 5] = ["unit", "conformance", "kbs", "chart", "api"];
 /// An emulated node keeps one core busy, so two of them share the machine: these on one, one after the other,
 const ON_ONE_NODE: [&str; 1] = ["kernel"];
 /// and these beside them on another.
@@ -60,12 +62,18 @@ fn counted(layer: &str, outcome: Result<Count>) -> Count {
 
 /// The tests of the library and the programs whose names contain `filter`, on the host.
 pub(crate) fn unit(filter: &str) -> Result<()> {
-    cargo_test(&["--lib", "--bins", "--test", "house", "--test", "proto"], filter)
+    cargo_test(&["--lib", "--bins", "--test", "house", "--test", "proto"], filter, &[])
 }
 
 /// The test target `name` of cargo, on the host.
 pub(crate) fn target(name: &str, filter: &str) -> Result<()> {
-    cargo_test(&["--test", name], filter)
+    cargo_test(&["--test", name], filter, &[])
+}
+
+/// The tests of the chart, on the host, with a Helm of our own.
+pub(crate) fn chart(filter: &str) -> Result<()> {
+    let helm = stage("Build what the cache does not have: Helm", || Ok(kubernetes::programs()?.join("helm")))?;
+    cargo_test(&["--test", "chart"], filter, &[("COFFER_HELM", &helm)])
 }
 
 fn make(layer: &str, mut each: impl FnMut(&str)) -> Result<Count> {
@@ -78,10 +86,14 @@ fn make(layer: &str, mut each: impl FnMut(&str)) -> Result<Count> {
     Ok(Count { failed: count.failed.max(u64::from(!success)), ..count })
 }
 
-fn cargo_test(targets: &[&str], filter: &str) -> Result<()> {
+fn cargo_test(targets: &[&str], filter: &str, environment: &[(&str, &Path)]) -> Result<()> {
     let mut count = Count::default();
     let mut tests = Command::new("cargo");
-    tests.args(["test", "--release", "--all-features", "--no-fail-fast"]).args(targets).args(["--", filter]);
+    tests
+        .args(["test", "--release", "--all-features", "--no-fail-fast"])
+        .args(targets)
+        .args(["--", filter])
+        .envs(environment.iter().copied());
     let success = follow(&mut tests, |line| {
         println!("{line}");
         count = count.and(Count::of_rust(line).unwrap_or_default());

@@ -91,6 +91,12 @@ enum Command {
         #[arg(default_value = "")]
         filter: String,
     },
+    /// Run the tests of the chart, on the host.
+    Chart {
+        /// Only tests whose names contain this.
+        #[arg(default_value = "")]
+        filter: String,
+    },
     /// Run csi-sanity in a fresh node, with mounts and with block devices.
     Sanity,
     /// Measure the driver beside cryptsetup by hand and by default, in a fresh node, and print a table.
@@ -150,6 +156,7 @@ fn run(arguments: Arguments) -> Result<()> {
         Command::Target { name, filter } => layers::target(&name, &filter),
         Command::Kernel { filter, skip, soak } => suites::kernel(&run.join("kernel"), &filter, &skip, soak),
         Command::Api { filter } => api::test(&run.join("api"), &filter),
+        Command::Chart { filter } => layers::chart(&filter),
         Command::Sanity => suites::sanity(&run.join("sanity")),
         Command::Bench { rounds } => bench::report(&run.join("bench"), rounds),
         Command::Up => {
