@@ -7,12 +7,14 @@ mod busy;
 mod health;
 mod local;
 mod publish;
+mod purge;
 mod sighting;
 mod stage;
 
 pub use local::Local;
 pub use publish::PublishRequest;
 pub use publish::Sharing;
+pub use purge::purge;
 pub use sighting::PoolSighting;
 pub use sighting::Sighting;
 pub use stage::StageRequest;

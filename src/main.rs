@@ -38,6 +38,7 @@ use coffer::key::evidence::Attester;
 use coffer::key::kbs::KbsClient;
 use coffer::key::kbs::KbsConfig;
 use coffer::key::kbs::Limits;
+use coffer::lifecycle;
 use coffer::lifecycle::Lifecycle;
 use coffer::lifecycle::Local;
 use coffer::provision::LocalPool;
@@ -83,7 +84,7 @@ enum Command {
     /// Print what this machine proves to a KBS, in the form that a policy needs
     #[command(after_help = ATTEST_EXAMPLE)]
     Attest(Attest),
-    /// Look at volumes on this machine, without Kubernetes and without keys
+    /// Look at volumes on this machine, or purge one, without Kubernetes and without keys
     #[command(subcommand)]
     Volume(Volume),
     /// A small KBS for evaluation and tests
@@ -191,6 +192,14 @@ enum Volume {
         #[command(flatten)]
         look: Look,
     },
+    /// Destroy a volume that nothing asks for any more, such as one that `kubectl get encpool` calls Orphaned
+    Purge {
+        /// The volume's id; its data cannot be had back
+        id: String,
+        /// The pool's directory
+        #[arg(long, env = "COFFER_POOL", value_name = "DIR")]
+        pool: PathBuf,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -247,9 +256,12 @@ async fn run(command: Command) -> Result<()> {
             show(look.output, &inspect::list(&LocalPool::open(PoolName::default(), look.pool), &LinuxMachine)?)
         }
         Command::Volume(Volume::Inspect { id, look }) => {
-            let not_found = || Error::new(Reason::VolumeNotFound, format!("{id:?} is not an id of this driver"));
-            let id = VolumeId::parse(&id).ok_or_else(not_found)?;
-            show(look.output, &inspect::volume(&LocalPool::open(PoolName::default(), look.pool), &LinuxMachine, &id)?)
+            let pool = LocalPool::open(PoolName::default(), look.pool);
+            show(look.output, &inspect::volume(&pool, &LinuxMachine, &parse_id(&id)?)?)
+        }
+        Command::Volume(Volume::Purge { id, pool }) => {
+            lifecycle::purge(&LocalPool::open(PoolName::default(), pool), &LinuxMachine, &parse_id(&id)?)?;
+            print(&format!("volume {id} is destroyed\n"))
         }
         #[cfg(feature = "dev")]
         Command::DevKbs(arguments) => dev_kbs::run(arguments).await,
@@ -381,6 +393,11 @@ fn parse_node_name(text: &str) -> std::result::Result<String, &'static str> {
         1..=253 => Ok(text.to_owned()),
         _ => Err("must have 1 to 253 bytes"),
     }
+}
+
+fn parse_id(text: &str) -> Result<VolumeId> {
+    let not_found = || Error::new(Reason::VolumeNotFound, format!("{text:?} is not an id of this driver"));
+    VolumeId::parse(text).ok_or_else(not_found)
 }
 
 /// `[NAME=]DIR`; a directory whose name holds '=' needs the name in front.
