@@ -17,10 +17,8 @@ const REGISTRATION: &str = "/var/lib/kubelet/plugins_registry/csi.coffer.dev-reg
 fn info() -> PluginInfo {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     runtime.block_on(async {
-        let channel = Endpoint::from_static("unix:///var/lib/kubelet/plugins_registry/csi.coffer.dev-reg.sock")
-            .connect()
-            .await
-            .expect("somebody listens");
+        let endpoint = Endpoint::from_shared(format!("unix://{REGISTRATION}")).expect("an address");
+        let channel = endpoint.connect().await.expect("somebody listens");
         RegistrationClient::new(channel).get_info(InfoRequest {}).await.expect("an answer").into_inner()
     })
 }

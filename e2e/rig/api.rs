@@ -11,18 +11,20 @@ use crate::kubernetes;
 use crate::layers;
 use crate::process::Fate;
 use crate::programs::Programs;
-use crate::report::Count;
 use crate::report::stage;
 use crate::sandbox;
 
 /// Runs the tests whose names contain `filter`.
 pub(crate) fn test(run: &Path, filter: &str) -> Result<()> {
-    let get = || Ok((Programs::product()?.with_test("api")?, kubernetes::programs()?, kubernetes::debian_programs()?));
+    let get = || {
+        let programs = Programs::product()?.with_test("api")?;
+        Ok((programs, kubernetes::programs()?, kubernetes::helm()?, kubernetes::debian_programs()?))
+    };
     if sandbox::is_outside() {
         stage("Build what the cache does not have: Kubernetes", || get().map(drop))?;
     }
     sandbox::enter()?;
-    let (programs, kubernetes, debian) = get()?;
+    let (programs, kubernetes, helm, debian) = get()?;
     if run.exists() {
         fs::remove_dir_all(run)?;
     }
@@ -34,13 +36,8 @@ pub(crate) fn test(run: &Path, filter: &str) -> Result<()> {
     let mut tests = Command::new(programs.path("test-api")?);
     tests.args(["--test-threads=4", filter]);
     tests.env("KUBECONFIG", plane.kubeconfig("admin")).env("KUBECACHEDIR", run.join("kubectl-cache"));
-    tests.env("COFFER_HELM", kubernetes.join("helm")).env("COFFER_KUBECTL", kubernetes.join("kubectl"));
-    let mut count = Count::default();
-    let success = layers::follow(&mut tests, |line| {
-        println!("{line}");
-        count = count.and(Count::of_rust(line).unwrap_or_default());
-    })?;
-    count.failed = count.failed.max(u64::from(!success));
+    tests.env("COFFER_HELM", helm).env("COFFER_KUBECTL", kubernetes.join("kubectl"));
+    let count = layers::rust_tests(&mut tests)?;
     if count.failed > 0 {
         println!("the control plane's logs: {}", run.join("control-plane").display());
     }

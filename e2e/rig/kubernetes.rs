@@ -30,12 +30,25 @@ struct Install {
     targets: Vec<String>,
 }
 
-/// The directory with all programs, built if the cache does not have them.
+/// The directory with all programs of a cluster, built if the cache does not have them.
 pub(crate) fn programs() -> Result<PathBuf> {
+    built("go", &installs())
+}
+
+/// Helm, which only the chart's tests need.
+pub(crate) fn helm() -> Result<PathBuf> {
+    let install = Install {
+        dir: "provisioner",
+        variables: format!("-X helm.sh/helm/v4/internal/version.version=v{HELM}"),
+        targets: vec![format!("helm.sh/helm/v4/cmd/helm@v{HELM}")],
+    };
+    Ok(built("helm", &[install])?.join("helm"))
+}
+
+fn built(name: &str, installs: &[Install]) -> Result<PathBuf> {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("e2e/rig/go");
-    let installs = installs();
     let mut inputs = vec![read(Command::new("go").args(["env", "GOVERSION"]).env("GOTOOLCHAIN", "local"))?];
-    for install in &installs {
+    for install in installs {
         for file in ["go.mod", "go.sum"] {
             inputs.push(fs::read_to_string(source.join(install.dir).join(file))?);
         }
@@ -43,7 +56,7 @@ pub(crate) fn programs() -> Result<PathBuf> {
         inputs.extend(install.targets.clone());
     }
     let inputs: Vec<&str> = inputs.iter().map(String::as_str).collect();
-    cache::artefact("go", &inputs, |path| installs.iter().try_for_each(|install| go_install(&source, install, path)))
+    cache::artefact(name, &inputs, |path| installs.iter().try_for_each(|install| go_install(&source, install, path)))
 }
 
 /// etcd for the control plane and a static busybox for the images, out of the node's Debian tree.
@@ -58,7 +71,7 @@ pub(crate) fn debian_programs() -> Result<PathBuf> {
     Ok(made.join("usr/bin"))
 }
 
-fn installs() -> [Install; 4] {
+fn installs() -> [Install; 3] {
     let containerd = "github.com/containerd/containerd/v2";
     let targets = ["containerd", "containerd-shim-runc-v2", "ctr"]
         .map(|program| format!("{containerd}/cmd/{program}@v{CONTAINERD}"));
@@ -73,11 +86,6 @@ fn installs() -> [Install; 4] {
             dir: "provisioner",
             variables: format!("-X {containerd}/version.Version={CONTAINERD}"),
             targets: targets.to_vec(),
-        },
-        Install {
-            dir: "provisioner",
-            variables: format!("-X helm.sh/helm/v4/internal/version.version=v{HELM}"),
-            targets: vec![format!("helm.sh/helm/v4/cmd/helm@v{HELM}")],
         },
     ]
 }

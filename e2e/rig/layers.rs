@@ -72,7 +72,7 @@ pub(crate) fn target(name: &str, filter: &str) -> Result<()> {
 
 /// The tests of the chart, on the host, with a Helm of our own.
 pub(crate) fn chart(filter: &str) -> Result<()> {
-    let helm = stage("Build what the cache does not have: Helm", || Ok(kubernetes::programs()?.join("helm")))?;
+    let helm = stage("Build what the cache does not have: Helm", kubernetes::helm)?;
     cargo_test(&["--test", "chart"], filter, &[("COFFER_HELM", &helm)])
 }
 
@@ -87,23 +87,27 @@ fn make(layer: &str, mut each: impl FnMut(&str)) -> Result<Count> {
 }
 
 fn cargo_test(targets: &[&str], filter: &str, environment: &[(&str, &Path)]) -> Result<()> {
-    let mut count = Count::default();
     let mut tests = Command::new("cargo");
     tests
         .args(["test", "--release", "--all-features", "--no-fail-fast"])
         .args(targets)
         .args(["--", filter])
         .envs(environment.iter().copied());
-    let success = follow(&mut tests, |line| {
+    rust_tests(&mut tests)?.conclude()
+}
+
+/// Runs `tests`, a program of Rust's test harness or several, shows what it prints, and counts.
+pub(crate) fn rust_tests(tests: &mut Command) -> Result<Count> {
+    let mut count = Count::default();
+    let success = follow(tests, |line| {
         println!("{line}");
         count = count.and(Count::of_rust(line).unwrap_or_default());
     })?;
-    count.failed = count.failed.max(u64::from(!success));
-    count.conclude()
+    Ok(Count { failed: count.failed.max(u64::from(!success)), ..count })
 }
 
 /// Runs `command` and shows each line of its output to `each` as it comes. Returns whether it succeeded.
-pub(crate) fn follow(command: &mut Command, mut each: impl FnMut(&str)) -> Result<bool> {
+fn follow(command: &mut Command, mut each: impl FnMut(&str)) -> Result<bool> {
     let mut child = command.stdout(Stdio::piped()).spawn().with_context(|| format!("cannot start {command:?}"))?;
     let output = BufReader::new(child.stdout.take().context("standard output is a pipe")?);
     for line in output.lines() {
