@@ -40,7 +40,6 @@ use tower::util::MapResponseLayer;
 use tracing::info;
 use tracing::warn;
 
-use crate::key::KeySource;
 use crate::lifecycle::Lifecycle;
 use crate::provision::Provisioner;
 use crate::volume::Result;
@@ -78,11 +77,10 @@ impl Door {
         Self { controller: Some(Controller { provisioner }), node: None }
     }
 
-    /// The Node service over `lifecycle`, on the node that Kubernetes calls `name`. `keys` is only asked how it fares. 0
-    /// `max_volumes` is no limit.
+    /// The Node service over `lifecycle`, on the node that Kubernetes calls `name`. 0 `max_volumes` is no limit.
     #[must_use]
-    pub fn node(lifecycle: Lifecycle, keys: Arc<dyn KeySource>, name: String, max_volumes: u32) -> Self {
-        Self { controller: None, node: Some(Node { lifecycle, keys, name, max_volumes }) }
+    pub fn node(lifecycle: Lifecycle, name: String, max_volumes: u32) -> Self {
+        Self { controller: None, node: Some(Node { lifecycle, name, max_volumes }) }
     }
 
     /// Both on one socket.

@@ -143,7 +143,7 @@ impl Lifecycle {
 
     /// What is wrong with the volume, from local state alone; empty if nothing is.
     pub async fn health(&self, id: VolumeId) -> Result<Vec<HealthEntry>> {
-        self.blocking(move |host| host.health(&id)).await
+        self.blocking(move |host| Ok(host.sight(&id)?.health)).await
     }
 
     /// What can be seen of a volume without its key.
@@ -176,6 +176,17 @@ impl Lifecycle {
     /// What can be seen of the pools.
     pub async fn sight_pools(&self) -> Result<Vec<PoolSighting>> {
         self.blocking(|host| Ok(host.sight_pools())).await
+    }
+
+    /// The volumes in the pool called `pool`, in the order of ids, with what is wrong with their records.
+    pub async fn contents(&self, pool: PoolName) -> Result<Vec<(VolumeId, Option<Error>)>> {
+        self.blocking(move |host| host.contents(&pool)).await
+    }
+
+    /// Why the last key that was asked for did not come; `None` if it did.
+    #[must_use]
+    pub fn last_key_error(&self) -> Option<Reason> {
+        self.host.keys.last_error()
     }
 
     /// Who makes the proof when a key is asked for.

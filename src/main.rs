@@ -315,8 +315,8 @@ fn node_half(flags: Node, witness: Option<Witness>) -> Result<(Lifecycle, Door, 
             tracing::warn!("pool {} is not ready yet: {}", pool.name(), error.chain());
         }
     }
-    let lifecycle = Lifecycle::new(Arc::new(LinuxMachine), Arc::clone(&keys), pools, witness);
-    let door = Door::node(lifecycle.clone(), keys, flags.node_name, flags.max_volumes);
+    let lifecycle = Lifecycle::new(Arc::new(LinuxMachine), keys, pools, witness);
+    let door = Door::node(lifecycle.clone(), flags.node_name, flags.max_volumes);
     let registry =
         Some(flags.kubelet_dir).filter(|dir| !dir.is_empty()).map(|dir| PathBuf::from(dir).join("plugins_registry"));
     Ok((lifecycle, door, Sockets { csi: flags.endpoint.endpoint, registry }))

@@ -33,7 +33,7 @@ use crate::volume::Error;
 use crate::volume::Reason;
 use crate::volume::Result;
 use crate::volume::VolumeId;
-use pools::Pools;
+use pools::PoolReporter;
 
 /// How often a volume is looked at although nobody has said that anything changed.
 const PERIOD: Duration = Duration::from_secs(300);
@@ -56,7 +56,7 @@ impl Reconciler {
 
     /// Works until it is dropped.
     pub async fn run(self) {
-        let pools = Pools::new(self.client.clone(), self.node_name.clone(), self.lifecycle.clone());
+        let pools = PoolReporter::new(self.client.clone(), self.node_name.clone(), self.lifecycle.clone());
         let settled = BroadcastStream::new(self.lifecycle.settled());
         let ended = settled.filter_map(|id| async { Some(ObjectRef::new(id.ok()?.as_str())) });
         let mine = watcher::Config::default().fields(&format!("spec.nodeName={}", self.node_name));

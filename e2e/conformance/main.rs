@@ -99,11 +99,11 @@ impl Scene {
         let pools = Pools::new(vec![LocalPool::open(PoolName::default(), pool)]).expect("one pool");
         let broker = Arc::new(Broker { answer: Mutex::new(Ok(7)), gate: Semaphore::new(1), asked: Notify::new() });
         let keys: Arc<dyn KeySource> = Arc::clone(&broker) as _;
-        let lifecycle = Lifecycle::new(Arc::new(FakeMachine::default()), Arc::clone(&keys), pools, None);
+        let lifecycle = Lifecycle::new(Arc::new(FakeMachine::default()), keys, pools, None);
         let csi = directory.path().join("csi.sock");
         let address = format!("unix://{}", csi.display());
         let local = Local::new(lifecycle.clone(), Place::of("node1"));
-        let door = Door::controller(Arc::new(local)).and(Door::node(lifecycle, keys, "node1".into(), 8));
+        let door = Door::controller(Arc::new(local)).and(Door::node(lifecycle, "node1".into(), 8));
         tokio::spawn(door.serve(Sockets { csi, registry: None }, std::future::pending()));
         let endpoint = Endpoint::from_shared(address).expect("an address");
         let channel = loop {

@@ -27,7 +27,6 @@ use kube::runtime::watcher;
 
 use super::EncryptedPool;
 use super::EncryptedVolume;
-use super::Phase;
 use super::condition;
 use super::error::failed;
 use super::error::unreachable;
@@ -75,24 +74,18 @@ impl ClusterPools {
 
     /// The volume's resource, if its node has made the volume.
     async fn made(&self, id: &VolumeId) -> Result<EncryptedVolume> {
-        let is_made = |volume: &EncryptedVolume| volume.phase().is_some_and(Phase::is_made);
         self.find(id)
             .await?
-            .filter(is_made)
+            .filter(EncryptedVolume::is_made)
             .ok_or_else(|| Error::new(Reason::VolumeNotFound, format!("there is no volume {id} in this cluster")))
     }
 
-    /// Waits until `condition` holds for the resource of `id`; `None` if it does not by `deadline`.
-    async fn wait(
-        &self,
-        id: &str,
-        condition: impl Condition<EncryptedVolume>,
-        deadline: Instant,
-    ) -> Result<Option<Option<EncryptedVolume>>> {
+    /// Waits until `condition` holds for the resource of `id`; `false` if it does not by `deadline`.
+    async fn wait(&self, id: &str, condition: impl Condition<EncryptedVolume>, deadline: Instant) -> Result<bool> {
         let met = await_condition(self.volumes.clone(), id, condition);
         match tokio::time::timeout_at(deadline.into(), met).await {
-            Ok(met) => met.map(Some).map_err(|error| unreachable("watch the volume's resource", error)),
-            Err(_) => Ok(None),
+            Ok(met) => met.map(|_| true).map_err(|error| unreachable("watch the volume's resource", error)),
+            Err(_) => Ok(false),
         }
     }
 
@@ -107,7 +100,7 @@ impl ClusterPools {
                 outcome => drop(outcome.map_err(failed("delete the volume's resource"))?),
             }
         }
-        Ok(self.wait(&name, is_deleted(&uid), deadline).await?.is_some())
+        self.wait(&name, is_deleted(&uid), deadline).await
     }
 }
 
@@ -141,7 +134,7 @@ impl Provisioner for ClusterPools {
         let readable = |resource: EncryptedVolume| {
             resource.volume().inspect_err(|error| tracing::warn!(%error, "a resource is not ours")).ok()
         };
-        let made = resources.items.into_iter().filter(|resource| resource.phase().is_some_and(Phase::is_made));
+        let made = resources.items.into_iter().filter(EncryptedVolume::is_made);
         let mut volumes: Vec<Volume> = made.filter_map(readable).collect();
         volumes.sort_by(|a, b| a.id.cmp(&b.id));
         Ok(volumes)

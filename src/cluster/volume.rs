@@ -197,6 +197,12 @@ impl EncryptedVolume {
         self.status.as_ref().and_then(|status| status.phase)
     }
 
+    /// Whether the node has bytes of the volume.
+    #[must_use]
+    pub fn is_made(&self) -> bool {
+        self.phase().is_some_and(Phase::is_made)
+    }
+
     /// Whether the volume was ever formatted.
     #[must_use]
     pub fn was_ever_ready(&self) -> bool {

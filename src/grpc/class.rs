@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 
+use super::field;
 use crate::volume::Claim;
 use crate::volume::Error;
 use crate::volume::KeyUri;
@@ -36,18 +37,18 @@ pub(super) struct Class<'a> {
 impl<'a> Class<'a> {
     /// Checks `parameters`. A class without a key URI passes: capacity does not depend on it.
     pub(super) fn parse(parameters: &'a HashMap<String, String>) -> Result<Self> {
-        super::field::map("parameters", parameters)?;
+        field::map("parameters", parameters)?;
         let mut class = Self { key_uri: None, profile: Profile::Xts1, pool: PoolName::default(), claim: None };
         for (key, value) in parameters {
             match key.as_str() {
                 KEY_URI => class.key_uri = Some(KeyUriTemplate(value)),
                 PROFILE => class.profile = profile(value)?,
-                POOL => class.pool = PoolName::parse(&field(POOL), value)?,
+                POOL => class.pool = PoolName::parse(&parameter(POOL), value)?,
                 other if other.starts_with(PROVISIONER) => {}
                 other => {
                     let text =
                         format!("is not a parameter of this driver; {KEY_URI} (required), {PROFILE} and {POOL} are");
-                    return Err(Error::invalid(&field(other), text));
+                    return Err(Error::invalid(&parameter(other), text));
                 }
             }
         }
@@ -60,7 +61,7 @@ impl<'a> Class<'a> {
 
     /// Where the secret of the volume `id` is, for `claim` if the class asks for it.
     pub(super) fn key_uri(&self, id: &VolumeId, claim: Option<&Claim>) -> Result<KeyUri> {
-        let field = field(KEY_URI);
+        let field = parameter(KEY_URI);
         let template = self.key_uri.as_ref().ok_or_else(|| {
             Error::invalid(&field, "is required: the resource at the KBS, as kbs:///<repository>/<type>/<tag>")
         })?;
@@ -71,11 +72,11 @@ impl<'a> Class<'a> {
 fn profile(text: &str) -> Result<Profile> {
     Profile::ALL.into_iter().find(|profile| profile.as_str() == text).ok_or_else(|| {
         let known: Vec<_> = Profile::ALL.iter().map(|profile| profile.as_str()).collect();
-        Error::invalid(&field(PROFILE), format!("{text:?} is not known; accepted: {}", known.join(", ")))
+        Error::invalid(&parameter(PROFILE), format!("{text:?} is not known; accepted: {}", known.join(", ")))
     })
 }
 
-fn field(key: &str) -> String {
+fn parameter(key: &str) -> String {
     format!("parameters[{key:?}]")
 }
 

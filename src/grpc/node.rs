@@ -3,8 +3,6 @@
 //! Checks come in the order that callers rely on: is every required field there, does the volume exist, does the rest
 //! make sense. Unstage and unpublish go on without a pool: they take down what the kernel holds.
 
-use std::sync::Arc;
-
 use tonic::Request;
 use tonic::Response;
 use tonic::Status;
@@ -26,7 +24,6 @@ use super::proto::csi::volume_usage::Unit;
 use super::status;
 use super::topology;
 use crate::device::Usage;
-use crate::key::KeySource;
 use crate::lifecycle::Lifecycle;
 use crate::lifecycle::PublishRequest;
 use crate::lifecycle::StageRequest;
@@ -51,8 +48,6 @@ const CAPABILITIES: [RpcType; 5] = [
 #[derive(Clone)]
 pub(super) struct Node {
     pub(super) lifecycle: Lifecycle,
-    /// Only asked how it fares.
-    pub(super) keys: Arc<dyn KeySource>,
     /// What Kubernetes calls this node.
     pub(super) name: String,
     /// 0 is no limit.
@@ -241,7 +236,7 @@ impl Node {
             }
         }
         let is_about_kbs = |reason: &Reason| status::code(*reason) == tonic::Code::Unavailable;
-        if let Some(reason) = self.keys.last_error().filter(is_about_kbs) {
+        if let Some(reason) = self.lifecycle.last_key_error().filter(is_about_kbs) {
             let message = "the last exchange with the KBS failed; open volumes go on, others cannot be staged";
             health.push(health::of_storage(Degraded, reason, message));
         }

@@ -4,9 +4,9 @@ use std::fs::File;
 use std::path::Path;
 
 use super::Host;
-use crate::device::Mapper;
 use crate::device::backing::Attached;
 use crate::device::header::Image;
+use crate::provision::Refusal;
 use crate::record::Record;
 use crate::record::State;
 use crate::volume::Error;
@@ -14,22 +14,16 @@ use crate::volume::HealthEntry;
 use crate::volume::HealthStatus;
 use crate::volume::Reason;
 use crate::volume::Result;
-use crate::volume::VolumeId;
 
 impl Host {
-    pub(super) fn health(&self, id: &VolumeId) -> Result<Vec<HealthEntry>> {
-        let record = self.pools.get(id)?;
-        let shape = self.shape(&record);
-        let open = self.machine.look(id, Some(&shape))?.mapper == Mapper::Live;
-        let refusal = if open { None } else { self.pools.of(id).refusal(id) };
-        let mut entries = Vec::new();
-        entries.extend(self.header_loss(&record));
-        entries.extend(refusal.map(|refusal| HealthEntry {
+    /// What is wrong with the volume of `record`, whose last stage was refused as `refusal` says unless it is open.
+    pub(super) fn health(&self, record: &Record, refusal: Option<&Refusal>) -> Vec<HealthEntry> {
+        let refused = refusal.map(|refusal| HealthEntry {
             status: HealthStatus::Inaccessible,
-            reason: refusal.reason,
-            message: refusal.message,
-        }));
-        Ok(entries)
+            reason: refusal.reason.clone(),
+            message: refusal.message.clone(),
+        });
+        self.header_loss(record).into_iter().chain(refused).collect()
     }
 
     /// A Ready volume whose backing holds no intact copy of its header will not open again.

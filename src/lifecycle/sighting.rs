@@ -39,34 +39,29 @@ pub struct PoolSighting {
     pub path: PathBuf,
     /// What it can still promise, or why it cannot be used now.
     pub capacity: Result<Capacity>,
-    /// The volumes in it, in the order of ids, with what is wrong with their records.
-    pub volumes: Vec<(VolumeId, Option<Error>)>,
 }
 
 impl Host {
     pub(super) fn sight_pools(&self) -> Vec<PoolSighting> {
-        let volumes = |pool: &LocalPool| {
-            let listed = pool.list().unwrap_or_default();
-            listed.into_iter().map(|(id, record)| (id, record.err())).collect()
-        };
         let sight = |pool: &LocalPool| PoolSighting {
             name: pool.name().clone(),
             path: pool.path().to_owned(),
             capacity: pool.capacity(),
-            volumes: volumes(pool),
         };
         self.pools.iter().map(sight).collect()
+    }
+
+    pub(super) fn contents(&self, pool: &PoolName) -> Result<Vec<(VolumeId, Option<Error>)>> {
+        Ok(self.pools.named(pool)?.list()?.into_iter().map(|(id, record)| (id, record.err())).collect())
     }
 
     pub(super) fn sight(&self, id: &VolumeId) -> Result<Sighting> {
         let record = self.pools.get(id)?;
         let pool = self.pools.of(id);
-        Ok(Sighting {
-            is_ready: record.state == State::Ready,
-            is_open: self.machine.look(id, Some(&pool.shape(&record)))?.mapper == Mapper::Live,
-            refusal: pool.refusal(id),
-            release: pool.release(id),
-            health: self.health(id)?,
-        })
+        let is_open = self.machine.look(id, Some(&pool.shape(&record)))?.mapper == Mapper::Live;
+        let refusal = pool.refusal(id);
+        let health = self.health(&record, refusal.as_ref().filter(|_| !is_open));
+        let is_ready = record.state == State::Ready;
+        Ok(Sighting { is_ready, is_open, refusal, release: pool.release(id), health })
     }
 }

@@ -49,16 +49,19 @@ impl Pools {
         })
     }
 
+    fn holder(&self, id: &VolumeId) -> Option<&LocalPool> {
+        self.0.iter().find(|pool| pool.directory(id).exists())
+    }
+
     /// The pool that holds `id`; any if none does.
     #[must_use]
     pub fn of(&self, id: &VolumeId) -> &LocalPool {
-        self.0.iter().find(|pool| pool.directory(id).exists()).unwrap_or(&self.0[0])
+        self.holder(id).unwrap_or(&self.0[0])
     }
 
     /// Whether it can be told where `id` is: its pool is ready, or every pool is and none has it.
     pub fn ready(&self, id: &VolumeId) -> Result<()> {
-        let pool = self.of(id);
-        if pool.directory(id).exists() { pool.ready().map(drop) } else { self.all_ready() }
+        self.holder(id).map_or_else(|| self.all_ready(), |pool| pool.ready().map(drop))
     }
 
     /// Whether every pool can be used now.
@@ -81,8 +84,7 @@ impl Pools {
     /// Creates the volume in the pool that it names, or finds it as asked for.
     pub fn create(&self, spec: &VolumeSpec) -> Result<VolumeSpec> {
         let id = spec.id();
-        let holder = self.of(&id);
-        if holder.name() != &spec.pool && holder.directory(&id).exists() {
+        if let Some(holder) = self.holder(&id).filter(|holder| holder.name() != &spec.pool) {
             return Err(self.spec(&holder.get(&id)?).conflict(spec));
         }
         let pool = self.named(&spec.pool)?;

@@ -22,7 +22,6 @@ use crate::cluster::EncryptedPool;
 use crate::cluster::EncryptedPoolSpec;
 use crate::cluster::EncryptedPoolStatus;
 use crate::cluster::EncryptedVolume;
-use crate::cluster::Phase;
 use crate::cluster::Quantity;
 use crate::lifecycle::Lifecycle;
 use crate::lifecycle::PoolSighting;
@@ -38,14 +37,14 @@ const UNIT_BYTES: u64 = 1 << 20;
 const SHOWN: usize = 100;
 
 /// The resources of a node's pools.
-pub(super) struct Pools {
+pub(super) struct PoolReporter {
     pools: Api<EncryptedPool>,
     volumes: Api<EncryptedVolume>,
     node_name: String,
     lifecycle: Lifecycle,
 }
 
-impl Pools {
+impl PoolReporter {
     /// The pools of `lifecycle` on `node_name`.
     pub(super) fn new(client: Client, node_name: String, lifecycle: Lifecycle) -> Self {
         Self { pools: Api::all(client.clone()), volumes: Api::all(client), node_name, lifecycle }
@@ -98,7 +97,7 @@ impl Pools {
 
     async fn show(&self, sighting: &PoolSighting, mut status: EncryptedPoolStatus) -> kube::Result<()> {
         if status.ready {
-            status.disagreements = self.disagreements(sighting).await?;
+            status.disagreements = self.disagreements(&sighting.name).await?;
         }
         let name = EncryptedPool::name_of(&self.node_name, &sighting.name);
         let spec = EncryptedPoolSpec {
@@ -121,15 +120,17 @@ impl Pools {
     }
 
     /// Where the pool and the resources of this node do not agree.
-    async fn disagreements(&self, sighting: &PoolSighting) -> kube::Result<Vec<Disagreement>> {
+    async fn disagreements(&self, pool: &PoolName) -> kube::Result<Vec<Disagreement>> {
+        // A pool that has just gone away shows so in its next status, and is not an empty one.
+        let Ok(contents) = self.lifecycle.contents(pool.clone()).await else { return Ok(Vec::new()) };
         let mine = ListParams::default().fields(&format!("spec.nodeName={}", self.node_name));
         let resources = self.volumes.list(&mine).await?;
-        let in_pool = resources.iter().filter(|resource| resource.spec.pool == sighting.name.as_str());
+        let in_pool = resources.iter().filter(|resource| resource.spec.pool == pool.as_str());
         let mut missing: BTreeMap<String, &EncryptedVolume> =
             in_pool.map(|resource| (resource.name_any(), resource)).collect();
         let mut found = Vec::new();
-        for (id, error) in &sighting.volumes {
-            let (reason, message) = match (error, missing.remove(id.as_str())) {
+        for (id, error) in contents {
+            let (reason, message) = match (&error, missing.remove(id.as_str())) {
                 (Some(error), _) => (error.reason().to_string(), error.message().to_owned()),
                 (None, None) => (
                     "Orphaned".to_owned(),
@@ -140,8 +141,7 @@ impl Pools {
             };
             found.push(Disagreement { volume: id.to_string(), reason, message });
         }
-        let is_made = |resource: &&EncryptedVolume| resource.phase().is_some_and(Phase::is_made);
-        found.extend(missing.values().copied().filter(is_made).map(|resource| Disagreement {
+        found.extend(missing.values().copied().filter(|resource| resource.is_made()).map(|resource| Disagreement {
             volume: resource.name_any(),
             reason: "RecordMissing".to_owned(),
             message: "the node has made it and it is no longer in the pool; restore the pool from a copy".to_owned(),

@@ -131,7 +131,7 @@ impl ClusterPools {
         let is_answered = |volume: Option<&EncryptedVolume>| {
             volume.is_none_or(|volume| volume.phase().is_some() || volume.is_deleted())
         };
-        self.wait(&volume.name_any(), is_answered, deadline).await?.map(drop).ok_or_else(pending)
+        if self.wait(&volume.name_any(), is_answered, deadline).await? { Ok(()) } else { Err(pending()) }
     }
 
     async fn must_be_gone(&self, volume: &EncryptedVolume, deadline: Instant) -> Result<()> {
