@@ -4,9 +4,7 @@ pub mod evidence;
 pub mod jwe;
 pub mod kbs;
 
-use std::future::Future;
-use std::pin::Pin;
-
+use async_trait::async_trait;
 use hkdf::Hkdf;
 use sha2::Sha256;
 use zeroize::Zeroizing;
@@ -22,9 +20,10 @@ use crate::volume::VolumeId;
 pub const MINIMUM_SECRET_BYTES: usize = 32;
 
 /// Who gives us the secret of a volume.
+#[async_trait]
 pub trait KeySource: Send + Sync + 'static {
     /// Proves what this machine is and returns the secret under `uri`. Every call is a fresh proof.
-    fn secret<'a>(&'a self, uri: &'a KeyUri) -> Pin<Box<dyn Future<Output = Result<SecretBytes>> + Send + 'a>>;
+    async fn secret(&self, uri: &KeyUri) -> Result<SecretBytes>;
 
     /// Who makes the proof: the name of its kind of evidence in the KBS protocol.
     fn attester(&self) -> &str;

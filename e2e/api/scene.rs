@@ -3,11 +3,11 @@
 use std::fmt::Debug;
 use std::future::Future;
 use std::path::PathBuf;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 use std::time::Instant;
 
+use async_trait::async_trait;
 use coffer::cluster::ClusterPools;
 use coffer::cluster::EncryptedPool;
 use coffer::cluster::EncryptedVolume;
@@ -254,16 +254,14 @@ pub(crate) fn keys() -> Arc<dyn KeySource> {
 /// A KBS that always releases the same secret.
 struct Broker;
 
+#[async_trait]
 impl KeySource for Broker {
     fn attester(&self) -> &str {
         "sample"
     }
 
-    fn secret<'a>(
-        &'a self,
-        _: &'a KeyUri,
-    ) -> Pin<Box<dyn Future<Output = coffer::volume::Result<SecretBytes>> + Send + 'a>> {
-        Box::pin(async { Ok(SecretBytes::new(Zeroizing::new(vec![7; 32]))) })
+    async fn secret(&self, _: &KeyUri) -> coffer::volume::Result<SecretBytes> {
+        Ok(SecretBytes::new(Zeroizing::new(vec![7; 32])))
     }
 }
 

@@ -12,10 +12,10 @@ use std::fs;
 use std::future::Future;
 use std::path::Path;
 use std::path::PathBuf;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::Mutex;
 
+use async_trait::async_trait;
 use coffer::device::fake::FakeMachine;
 use coffer::grpc::Door;
 use coffer::grpc::Sockets;
@@ -64,23 +64,19 @@ impl Broker {
     }
 }
 
+#[async_trait]
 impl KeySource for Broker {
     fn attester(&self) -> &str {
         "sample"
     }
 
-    fn secret<'a>(
-        &'a self,
-        _: &'a KeyUri,
-    ) -> Pin<Box<dyn Future<Output = coffer::volume::Result<SecretBytes>> + Send + 'a>> {
-        Box::pin(async {
-            self.asked.notify_one();
-            let _turn = self.gate.acquire().await.expect("the gate is never closed for good");
-            let answer = *self.answer.lock().expect("no test panics while it holds the lock");
-            answer
-                .map(|byte| SecretBytes::new(Zeroizing::new(vec![byte; 32])))
-                .map_err(|reason| Error::new(reason, "the test's KBS says so"))
-        })
+    async fn secret(&self, _: &KeyUri) -> coffer::volume::Result<SecretBytes> {
+        self.asked.notify_one();
+        let _turn = self.gate.acquire().await.expect("the gate is never closed for good");
+        let answer = *self.answer.lock().expect("no test panics while it holds the lock");
+        answer
+            .map(|byte| SecretBytes::new(Zeroizing::new(vec![byte; 32])))
+            .map_err(|reason| Error::new(reason, "the test's KBS says so"))
     }
 }
 

@@ -12,10 +12,10 @@ mod transport;
 mod turn;
 
 use std::path::PathBuf;
-use std::pin::Pin;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use async_trait::async_trait;
 use tokio::time::Instant;
 
 use super::KeySource;
@@ -113,9 +113,10 @@ impl KbsClient {
     }
 }
 
+#[async_trait]
 impl KeySource for KbsClient {
-    fn secret<'a>(&'a self, uri: &'a KeyUri) -> Pin<Box<dyn Future<Output = Result<SecretBytes>> + Send + 'a>> {
-        Box::pin(self.fetch(uri))
+    async fn secret(&self, uri: &KeyUri) -> Result<SecretBytes> {
+        self.fetch(uri).await
     }
 
     fn attester(&self) -> &str {

@@ -1,14 +1,13 @@
 //! Lifecycles on the fake machine: every rung with every fault, and what a driver that died leaves behind.
 
-use std::future::Future;
 use std::path::PathBuf;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::PoisonError;
 use std::time::Duration;
 use std::time::Instant;
 
+use async_trait::async_trait;
 use tempfile::TempDir;
 use tokio::sync::Notify;
 use tokio::sync::Semaphore;
@@ -38,20 +37,19 @@ struct Kbs {
     asked: Notify,
 }
 
+#[async_trait]
 impl KeySource for Kbs {
     fn attester(&self) -> &str {
         "sample"
     }
 
-    fn secret<'a>(&'a self, _: &'a KeyUri) -> Pin<Box<dyn Future<Output = Result<SecretBytes>> + Send + 'a>> {
-        Box::pin(async {
-            self.asked.notify_one();
-            let _turn = self.open.acquire().await.expect("never closed");
-            let answer = *self.answer.lock().unwrap_or_else(PoisonError::into_inner);
-            answer
-                .map(|byte| SecretBytes::new(Zeroizing::new(vec![byte; 32])))
-                .map_err(|reason| Error::new(reason, "the test's KBS says no"))
-        })
+    async fn secret(&self, _: &KeyUri) -> Result<SecretBytes> {
+        self.asked.notify_one();
+        let _turn = self.open.acquire().await.expect("never closed");
+        let answer = *self.answer.lock().unwrap_or_else(PoisonError::into_inner);
+        answer
+            .map(|byte| SecretBytes::new(Zeroizing::new(vec![byte; 32])))
+            .map_err(|reason| Error::new(reason, "the test's KBS says no"))
     }
 }
 
