@@ -41,6 +41,7 @@ use tracing::info;
 use tracing::warn;
 
 use crate::lifecycle::Lifecycle;
+use crate::metrics::Metrics;
 use crate::provision::Provisioner;
 use crate::volume::Result;
 use controller::Controller;
@@ -59,6 +60,7 @@ const DRAIN_LIMIT: Duration = Duration::from_secs(25);
 pub struct Door {
     controller: Option<Controller>,
     node: Option<Node>,
+    metrics: Metrics,
 }
 
 /// Where the services listen.
@@ -71,22 +73,24 @@ pub struct Sockets {
 }
 
 impl Door {
-    /// The Controller service over `provisioner`.
+    /// The Controller service over `provisioner`. Calls are counted in `metrics`.
     #[must_use]
-    pub fn controller(provisioner: Arc<dyn Provisioner>) -> Self {
-        Self { controller: Some(Controller { provisioner }), node: None }
+    pub fn controller(provisioner: Arc<dyn Provisioner>, metrics: Metrics) -> Self {
+        Self { controller: Some(Controller { provisioner, metrics: metrics.clone() }), node: None, metrics }
     }
 
-    /// The Node service over `lifecycle`, on the node that Kubernetes calls `name`. 0 `max_volumes` is no limit.
+    /// The Node service over `lifecycle`, on the node that Kubernetes calls `name`. 0 `max_volumes` is no limit. Calls
+    /// are counted in `metrics`.
     #[must_use]
-    pub fn node(lifecycle: Lifecycle, name: String, max_volumes: u32) -> Self {
-        Self { controller: None, node: Some(Node { lifecycle, name, max_volumes }) }
+    pub fn node(lifecycle: Lifecycle, name: String, max_volumes: u32, metrics: Metrics) -> Self {
+        let node = Node { lifecycle, name, max_volumes, metrics: metrics.clone() };
+        Self { controller: None, node: Some(node), metrics }
     }
 
     /// Both on one socket.
     #[must_use]
     pub fn and(self, other: Self) -> Self {
-        Self { controller: self.controller.or(other.controller), node: self.node.or(other.node) }
+        Self { controller: self.controller.or(other.controller), node: self.node.or(other.node), metrics: self.metrics }
     }
 
     /// Serves until `end` comes, then finishes what is in flight, for at most 25 seconds.
@@ -136,7 +140,7 @@ impl Door {
     ) -> Result<(), tonic::transport::Error> {
         Server::builder()
             .layer(MapResponseLayer::new(explain_unimplemented::<tonic::body::Body>))
-            .add_service(csi::identity_server::IdentityServer::new(Identity))
+            .add_service(csi::identity_server::IdentityServer::new(Identity { metrics: self.metrics }))
             .add_optional_service(self.controller.map(csi::controller_server::ControllerServer::new))
             .add_optional_service(self.node.map(csi::node_server::NodeServer::new))
             .serve_with_incoming_shutdown(UnixListenerStream::new(socket), end)

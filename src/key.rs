@@ -25,6 +25,9 @@ pub trait KeySource: Send + Sync + 'static {
     /// Proves what this machine is and returns the secret under `uri`. Every call is a fresh proof.
     async fn secret(&self, uri: &KeyUri) -> Result<SecretBytes>;
 
+    /// The host of the KBS that is asked.
+    fn kbs(&self) -> &str;
+
     /// Who makes the proof: the name of its kind of evidence in the KBS protocol.
     fn attester(&self) -> &str;
 

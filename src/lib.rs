@@ -9,6 +9,7 @@
 //!   provisioner, kubelet                                          Key Broker Service
 //!          | CSI over a Unix socket                                      ^ TLS, evidence, JWE
 //!  .-------v------------------------------------------------------.     |
+//!  | http       what probes and scrapers ask                      |     |
 //!  | grpc       the door: proto -> words of `volume` -> proto     |     |
 //!  | inspect    what an operator may see                          |     |
 //!  | reconcile  a node's half of a cluster: resources -> volumes  |----> API server
@@ -22,6 +23,7 @@
 //!  | device     trait Machine: loop, LUKS2 header, dm, mounts     |----> kernel
 //!  | record     volume.json and pool.json                         |----> pool
 //!  |--------------------------------------------------------------|
+//!  | metrics    what is counted, and every name                   |
 //!  | volume     ids, profiles, sizes, errors; no I/O              |
 //!  '--------------------------------------------------------------'
 //! ```
@@ -39,6 +41,7 @@
 //! | Which node gets a new volume? | `cluster/controller/asking.rs` |
 //! | What is believed of a header on the disk? | `device/header.rs` |
 //! | What is on the disk? | `record.rs`, `volume.rs`, `device/crypt.rs` |
+//! | What is measured, and by what name? | `metrics.rs`, one table |
 //! | What does a KBS see? | `key/kbs.rs`, `key/evidence.rs` |
 //!
 //! # Invariants
@@ -60,6 +63,7 @@
 
 #[cfg(feature = "dev")]
 pub mod dev_kbs;
+pub mod http;
 pub mod grpc;
 pub mod inspect;
 pub mod reconcile;
@@ -69,4 +73,5 @@ pub mod provision;
 pub mod key;
 pub mod device;
 pub mod record;
+pub mod metrics;
 pub mod volume;

@@ -35,6 +35,7 @@ use crate::device::Shape;
 use crate::device::Usage;
 use crate::device::mount;
 use crate::key::KeySource;
+use crate::metrics::Metrics;
 use crate::provision::Capacity;
 use crate::provision::Pools;
 use crate::record::Record;
@@ -67,15 +68,22 @@ struct Host {
     pools: Pools,
     /// Who bears witness beside the record that a volume was ever formatted; a machine alone has nobody.
     witness: Option<Witness>,
+    metrics: Metrics,
 }
 
 impl Lifecycle {
     /// The volumes of `pools`, opened on `machine` with secrets from `keys`, and formatted only if `witness`, where there is
-    /// one, agrees.
+    /// one, agrees. What happens is counted in `metrics`.
     #[must_use]
-    pub fn new(machine: Arc<dyn Machine>, keys: Arc<dyn KeySource>, pools: Pools, witness: Option<Witness>) -> Self {
+    pub fn new(
+        machine: Arc<dyn Machine>,
+        keys: Arc<dyn KeySource>,
+        pools: Pools,
+        witness: Option<Witness>,
+        metrics: Metrics,
+    ) -> Self {
         Self {
-            host: Arc::new(Host { machine, keys, pools, witness }),
+            host: Arc::new(Host { machine, keys, pools, witness, metrics }),
             busy: Arc::default(),
             settled: broadcast::Sender::new(SETTLED_LIMIT),
         }
@@ -178,6 +186,11 @@ impl Lifecycle {
         self.blocking(|host| Ok(host.sight_pools())).await
     }
 
+    /// How many volumes of the pools are open.
+    pub async fn open_volumes(&self) -> Result<u64> {
+        self.blocking(|host| host.open_volumes()).await
+    }
+
     /// The volumes in the pool called `pool`, in the order of ids, with what is wrong with their records.
     pub async fn contents(&self, pool: PoolName) -> Result<Vec<(VolumeId, Option<Error>)>> {
         self.blocking(move |host| host.contents(&pool)).await
@@ -228,7 +241,7 @@ impl Lifecycle {
         let (sender, outcome) = oneshot::channel();
         let operation = move || {
             let _runtime = runtime.enter();
-            let outcome = span.in_scope(|| work(&host));
+            let outcome = span.in_scope(|| work(&host)).inspect_err(|error| host.metrics.found(error.reason()));
             // A caller that has gone away is not told.
             let _ = sender.send(outcome);
         };

@@ -32,6 +32,8 @@ use coffer::device::linux::LinuxMachine;
 use coffer::grpc::Door;
 use coffer::grpc::Sockets;
 use coffer::grpc::parse_endpoint;
+use coffer::http::Http;
+use coffer::http::Subject;
 use coffer::inspect;
 use coffer::key::KeySource;
 use coffer::key::evidence::Attester;
@@ -41,6 +43,7 @@ use coffer::key::kbs::Limits;
 use coffer::lifecycle;
 use coffer::lifecycle::Lifecycle;
 use coffer::lifecycle::Local;
+use coffer::metrics::Metrics;
 use coffer::provision::LocalPool;
 use coffer::provision::Pools;
 use coffer::reconcile::Reconciler;
@@ -108,6 +111,9 @@ struct Endpoint {
     /// The CSI socket: unix:// and an absolute path that ends in .sock
     #[arg(long, env = "CSI_ENDPOINT", value_parser = parse_endpoint, value_name = "unix:///PATH.sock")]
     endpoint: PathBuf,
+    /// Where to answer /healthz, /readyz and /metrics over HTTP; without a host, at every address. Absent: nowhere
+    #[arg(long, env = "COFFER_HTTP", value_name = "[HOST]:PORT")]
+    http: Option<String>,
 }
 
 #[derive(Debug, Args)]
@@ -271,29 +277,41 @@ async fn run(command: Command) -> Result<()> {
 /// Both halves on one socket, for a machine alone.
 async fn serve_all(flags: Node) -> Result<()> {
     let place = Place::of(&flags.node_name);
-    let (lifecycle, node, sockets) = node_half(flags, None)?;
-    let controller = Door::controller(Arc::new(Local::new(lifecycle, place)));
-    serve(controller.and(node), sockets, pending()).await
+    let node = node_half(flags, None).await?;
+    let controller = Door::controller(Arc::new(Local::new(node.lifecycle, place)), node.metrics);
+    serve(controller.and(node.door), node.sockets, node.http, pending()).await
 }
 
 async fn serve_node(flags: Node) -> Result<()> {
     let client = kubernetes().await?;
     let node_name = flags.node_name.clone();
-    let (lifecycle, node, sockets) = node_half(flags, Some(Witness::new(client.clone())))?;
-    serve(node, sockets, Reconciler::new(client, node_name, lifecycle).run()).await
+    let node = node_half(flags, Some(Witness::new(client.clone()))).await?;
+    let reconciler = Reconciler::new(client, node_name, node.lifecycle);
+    serve(node.door, node.sockets, node.http, reconciler.run()).await
 }
 
 async fn serve_controller(flags: Endpoint) -> Result<()> {
     let client = kubernetes().await?;
-    let controller = Door::controller(Arc::new(ClusterPools::watch(client.clone())));
+    let metrics = Metrics::default();
+    let controller = Door::controller(Arc::new(ClusterPools::watch(client.clone())), metrics.clone());
+    let http = http(flags.http, Subject { csi: flags.endpoint.clone(), metrics, node: None }).await?;
     let sockets = Sockets { csi: flags.endpoint, registry: None };
-    serve(controller, sockets, cluster::clean(client)).await
+    serve(controller, sockets, http, cluster::clean(client)).await
 }
 
 /// Serves until a signal comes; `beside` works meanwhile.
-async fn serve(door: Door, sockets: Sockets, beside: impl Future<Output = ()>) -> Result<()> {
+async fn serve(door: Door, sockets: Sockets, http: Option<Http>, beside: impl Future<Output = ()>) -> Result<()> {
     let end = end_signal()?;
+    let told = async {
+        match http {
+            Some(http) => http.serve().await,
+            None => pending().await,
+        }
+    };
     tokio::select! {
+        told = told => {
+            told.map_err(|error| Error::new(Reason::Internal, "the HTTP server failed").caused_by(error))
+        }
         served = door.serve(sockets, end) => {
             served.map_err(|error| Error::new(Reason::Internal, "the server failed").caused_by(error))
         }
@@ -301,7 +319,16 @@ async fn serve(door: Door, sockets: Sockets, beside: impl Future<Output = ()>) -
     }
 }
 
-fn node_half(flags: Node, witness: Option<Witness>) -> Result<(Lifecycle, Door, Sockets)> {
+/// What serves a node.
+struct NodeHalf {
+    lifecycle: Lifecycle,
+    metrics: Metrics,
+    door: Door,
+    sockets: Sockets,
+    http: Option<Http>,
+}
+
+async fn node_half(flags: Node, witness: Option<Witness>) -> Result<NodeHalf> {
     let keys: Arc<dyn KeySource> = Arc::new(KbsClient::new(KbsConfig {
         url: flags.kbs_url,
         ca_file: flags.kbs_ca,
@@ -315,11 +342,23 @@ fn node_half(flags: Node, witness: Option<Witness>) -> Result<(Lifecycle, Door, 
             tracing::warn!("pool {} is not ready yet: {}", pool.name(), error.chain());
         }
     }
-    let lifecycle = Lifecycle::new(Arc::new(LinuxMachine), keys, pools, witness);
-    let door = Door::node(lifecycle.clone(), flags.node_name, flags.max_volumes);
+    let metrics = Metrics::default();
+    let lifecycle = Lifecycle::new(Arc::new(LinuxMachine), keys, pools, witness, metrics.clone());
+    let door = Door::node(lifecycle.clone(), flags.node_name, flags.max_volumes, metrics.clone());
     let registry =
         Some(flags.kubelet_dir).filter(|dir| !dir.is_empty()).map(|dir| PathBuf::from(dir).join("plugins_registry"));
-    Ok((lifecycle, door, Sockets { csi: flags.endpoint.endpoint, registry }))
+    let sockets = Sockets { csi: flags.endpoint.endpoint, registry };
+    let subject = Subject { csi: sockets.csi.clone(), metrics: metrics.clone(), node: Some(lifecycle.clone()) };
+    let http = http(flags.endpoint.http, subject).await?;
+    Ok(NodeHalf { lifecycle, metrics, door, sockets, http })
+}
+
+/// The HTTP server, where one is asked for.
+async fn http(address: Option<String>, subject: Subject) -> Result<Option<Http>> {
+    match address {
+        Some(address) => Http::bind(&address, subject).await.map(Some),
+        None => Ok(None),
+    }
 }
 
 /// The API server of the cluster that this process runs in, or that KUBECONFIG names.

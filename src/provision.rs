@@ -231,9 +231,14 @@ impl LocalPool {
     /// Every volume of the pool in the order of ids, with its record or why that cannot be read.
     pub fn list(&self) -> Result<Vec<(VolumeId, Result<Record>)>> {
         self.ready()?;
+        Ok(self.ids()?.into_iter().map(|id| (id.clone(), self.get(&id))).collect())
+    }
+
+    /// Every volume of the pool in the order of ids, whatever its record says.
+    pub fn ids(&self) -> Result<Vec<VolumeId>> {
         let mut ids: Vec<VolumeId> = self.names()?.iter().filter_map(|name| VolumeId::parse(name)).collect();
         ids.sort();
-        Ok(ids.into_iter().map(|id| (id.clone(), self.get(&id))).collect())
+        Ok(ids)
     }
 
     /// What can still be promised. A pool that is not ready can promise nothing.

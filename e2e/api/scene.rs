@@ -18,6 +18,7 @@ use coffer::device::fake::FakeMachine;
 use coffer::key::KeySource;
 use coffer::lifecycle::Lifecycle;
 use coffer::lifecycle::StageRequest;
+use coffer::metrics::Metrics;
 use coffer::provision::LocalPool;
 use coffer::provision::Pools;
 use coffer::provision::Provisioner;
@@ -148,7 +149,7 @@ impl Scene {
         let client = self.client_on(name).await;
         let pools = Pools::new(vec![pool.clone()]).expect("one pool");
         let witness = Witness::new(client.clone());
-        let lifecycle = Lifecycle::new(Arc::new(machine.clone()), keys(), pools, Some(witness));
+        let lifecycle = Lifecycle::new(Arc::new(machine.clone()), keys(), pools, Some(witness), Metrics::default());
         let reconciler = Reconciler::new(client, name.to_owned(), lifecycle.clone());
         let node = TestNode { directory, pool, machine, lifecycle, driver: tokio::spawn(reconciler.run()) };
         let pools: Api<EncryptedPool> = Api::all(self.client.clone());
@@ -256,6 +257,10 @@ struct Broker;
 
 #[async_trait]
 impl KeySource for Broker {
+    fn kbs(&self) -> &str {
+        "kbs.example"
+    }
+
     fn attester(&self) -> &str {
         "sample"
     }

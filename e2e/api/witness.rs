@@ -2,6 +2,7 @@
 
 use coffer::cluster::Witness;
 use coffer::lifecycle::Lifecycle;
+use coffer::metrics::Metrics;
 use coffer::provision::Pools;
 use coffer::volume::Reason;
 use kube::Client;
@@ -45,7 +46,8 @@ async fn without_the_witness_nothing_is_formatted_and_what_is_ready_opens() {
     let away = Client::try_from(nowhere).expect("a client");
     let pools = Pools::new(vec![node.pool.clone()]).expect("one pool");
     let keys = crate::scene::keys();
-    let alone = Lifecycle::new(std::sync::Arc::new(node.machine.clone()), keys, pools, Some(Witness::new(away)));
+    let machine = std::sync::Arc::new(node.machine.clone());
+    let alone = Lifecycle::new(machine, keys, pools, Some(Witness::new(away)), Metrics::default());
     let refused = alone.stage(node.stage_request(&fresh)).await.expect_err("nobody to ask");
     assert_eq!(refused.reason(), Reason::WitnessUnreachable);
     assert!(!coffer::device::backing::holds_data(&node.pool.directory(&fresh).join("backing")).expect("readable"));

@@ -1,15 +1,19 @@
 //! The CSI seen from its caller: every code of the specification's error tables, over the real socket, with a machine
 //! that lives in memory and a key source that answers as it is told.
 //!
+//! What probes and scrapers are told about it is asked over its other socket.
+//!
 //! Every refusal has its code, a message that begins with a reason word, empty details, and changes nothing on disk.
 
 mod controller;
+mod http;
 mod node;
 
 use std::collections::BTreeMap;
 use std::collections::HashMap;
 use std::fs;
 use std::future::Future;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -28,9 +32,12 @@ use coffer::grpc::proto::csi::volume_capability::AccessType;
 use coffer::grpc::proto::csi::volume_capability::BlockVolume;
 use coffer::grpc::proto::csi::volume_capability::MountVolume;
 use coffer::grpc::proto::csi::volume_capability::access_mode::Mode;
+use coffer::http::Http;
+use coffer::http::Subject;
 use coffer::key::KeySource;
 use coffer::lifecycle::Lifecycle;
 use coffer::lifecycle::Local;
+use coffer::metrics::Metrics;
 use coffer::provision::LocalPool;
 use coffer::provision::Pools;
 use coffer::volume::Error;
@@ -66,6 +73,10 @@ impl Broker {
 
 #[async_trait]
 impl KeySource for Broker {
+    fn kbs(&self) -> &str {
+        "kbs.example"
+    }
+
     fn attester(&self) -> &str {
         "sample"
     }
@@ -85,6 +96,7 @@ struct Scene {
     broker: Arc<Broker>,
     directory: tempfile::TempDir,
     channel: Channel,
+    web: SocketAddr,
 }
 
 impl Scene {
@@ -94,12 +106,18 @@ impl Scene {
         LocalPool::init(&pool).expect("a new pool");
         let pools = Pools::new(vec![LocalPool::open(PoolName::default(), pool)]).expect("one pool");
         let broker = Arc::new(Broker { answer: Mutex::new(Ok(7)), gate: Semaphore::new(1), asked: Notify::new() });
+        let metrics = Metrics::default();
         let keys: Arc<dyn KeySource> = Arc::clone(&broker) as _;
-        let lifecycle = Lifecycle::new(Arc::new(FakeMachine::default()), keys, pools, None);
+        let lifecycle = Lifecycle::new(Arc::new(FakeMachine::default()), keys, pools, None, metrics.clone());
         let csi = directory.path().join("csi.sock");
         let address = format!("unix://{}", csi.display());
         let local = Local::new(lifecycle.clone(), Place::of("node1"));
-        let door = Door::controller(Arc::new(local)).and(Door::node(lifecycle, "node1".into(), 8));
+        let door = Door::controller(Arc::new(local), metrics.clone());
+        let door = door.and(Door::node(lifecycle.clone(), "node1".into(), 8, metrics.clone()));
+        let subject = Subject { csi: csi.clone(), metrics, node: Some(lifecycle) };
+        let http = Http::bind("127.0.0.1:0", subject).await.expect("bound");
+        let web = http.address().expect("an address");
+        tokio::spawn(http.serve());
         tokio::spawn(door.serve(Sockets { csi, registry: None }, std::future::pending()));
         let endpoint = Endpoint::from_shared(address).expect("an address");
         let channel = loop {
@@ -108,7 +126,7 @@ impl Scene {
                 Err(_) => tokio::task::yield_now().await,
             }
         };
-        Self { broker, directory, channel }
+        Self { broker, directory, channel, web }
     }
 
     fn identity(&self) -> IdentityClient<Channel> {
@@ -132,6 +150,11 @@ impl Scene {
         let request = csi::CreateVolumeRequest { volume_capabilities: vec![capability], ..create(name) };
         let answer = self.controller().create_volume(request).await.expect("created").into_inner();
         answer.volume.expect("a volume").volume_id
+    }
+
+    /// Status, media type and text of what is answered to a GET of `path` over HTTP.
+    async fn get(&self, path: &str) -> (u16, String, String) {
+        http::get(self.web, path).await
     }
 
     /// Runs a call that must be refused, and holds the refusal and the disk against the rules.

@@ -6,7 +6,7 @@ use tonic::Code;
 
 use super::*;
 
-fn stage(scene: &Scene, id: &str, capability: csi::VolumeCapability) -> csi::NodeStageVolumeRequest {
+pub(super) fn stage(scene: &Scene, id: &str, capability: csi::VolumeCapability) -> csi::NodeStageVolumeRequest {
     let staging = scene.path("staging");
     fs::create_dir_all(&staging).expect("a directory");
     csi::NodeStageVolumeRequest {

@@ -9,6 +9,8 @@ use tonic::{Response, Status};
 use tracing::{Instrument, Span, debug, error, field, info_span, warn};
 
 use super::status;
+use crate::metrics::Metrics;
+use crate::volume::Error;
 use crate::volume::Reason;
 use crate::volume::Result;
 
@@ -26,8 +28,12 @@ const DEFAULT_PATIENCE: Duration = Duration::from_secs(20);
 /// How much earlier than the caller's deadline we answer, so that the answer arrives.
 const MARGIN: Duration = Duration::from_millis(500);
 
-/// Awaits `work` inside the span of `request` and turns its result into the answer on the wire.
-pub(super) async fn answer<Q, A>(request: &Q, work: impl Future<Output = Result<A>>) -> Result<Response<A>, Status>
+/// Awaits `work` inside the span of `request`, counts it, and turns its result into the answer on the wire.
+pub(super) async fn answer<Q, A>(
+    metrics: &Metrics,
+    request: &Q,
+    work: impl Future<Output = Result<A>>,
+) -> Result<Response<A>, Status>
 where
     Q: Call + Debug,
 {
@@ -37,7 +43,10 @@ where
     }
     async {
         debug!(?request, "asked");
-        match work.await {
+        let started = Instant::now();
+        let outcome = work.await;
+        metrics.operation(Q::NAME, outcome.as_ref().err().map(Error::reason), started.elapsed());
+        match outcome {
             Ok(answer) => {
                 debug!("answered");
                 Ok(Response::new(answer))

@@ -24,6 +24,7 @@ use super::proto::csi::controller_service_capability::rpc::Type as RpcType;
 use super::size::Size;
 use super::topology;
 use super::topology::Covered;
+use crate::metrics::Metrics;
 use crate::provision::Capacity;
 use crate::provision::Provisioner;
 use crate::volume::Content;
@@ -51,6 +52,7 @@ const CAPABILITIES: [RpcType; 7] = [
 #[derive(Clone)]
 pub(super) struct Controller {
     pub(super) provisioner: Arc<dyn Provisioner>,
+    pub(super) metrics: Metrics,
 }
 
 #[async_trait]
@@ -61,7 +63,7 @@ impl csi::controller_server::Controller for Controller {
     ) -> Result<Response<csi::CreateVolumeResponse>, Status> {
         let until = deadline(request.metadata());
         let request = request.get_ref();
-        answer(request, async {
+        answer(&self.metrics, request, async {
             let volume = Some(wire(self.create(request, until).await?));
             Ok(csi::CreateVolumeResponse { volume })
         })
@@ -74,7 +76,7 @@ impl csi::controller_server::Controller for Controller {
     ) -> Result<Response<csi::DeleteVolumeResponse>, Status> {
         let until = deadline(request.metadata());
         let request = request.get_ref();
-        answer(request, async {
+        answer(&self.metrics, request, async {
             self.delete(request, until).await?;
             Ok(csi::DeleteVolumeResponse {})
         })
@@ -86,7 +88,7 @@ impl csi::controller_server::Controller for Controller {
         request: Request<csi::ValidateVolumeCapabilitiesRequest>,
     ) -> Result<Response<csi::ValidateVolumeCapabilitiesResponse>, Status> {
         let request = request.get_ref();
-        answer(request, self.validate(request)).await
+        answer(&self.metrics, request, self.validate(request)).await
     }
 
     async fn list_volumes(
@@ -94,7 +96,7 @@ impl csi::controller_server::Controller for Controller {
         request: Request<csi::ListVolumesRequest>,
     ) -> Result<Response<csi::ListVolumesResponse>, Status> {
         let request = request.get_ref();
-        answer(request, async {
+        answer(&self.metrics, request, async {
             let page = Page::parse(request.max_entries, &request.starting_token)?;
             let volumes = self.provisioner.list().await?;
             let (volumes, next_token) = page.of(volumes, |volume| &volume.id);
@@ -109,7 +111,7 @@ impl csi::controller_server::Controller for Controller {
         request: Request<csi::ControllerGetVolumeRequest>,
     ) -> Result<Response<csi::ControllerGetVolumeResponse>, Status> {
         let request = request.get_ref();
-        answer(request, async {
+        answer(&self.metrics, request, async {
             let volume = Some(wire(self.volume(&request.volume_id).await?));
             // Mandatory, and empty without the capability LIST_VOLUMES_PUBLISHED_NODES.
             let status = Some(csi::controller_get_volume_response::VolumeStatus::default());
@@ -123,7 +125,7 @@ impl csi::controller_server::Controller for Controller {
         request: Request<csi::ControllerGetVolumeHealthRequest>,
     ) -> Result<Response<csi::ControllerGetVolumeHealthResponse>, Status> {
         let request = request.get_ref();
-        answer(request, async {
+        answer(&self.metrics, request, async {
             let entries = self.provisioner.health(self.find(&request.volume_id).await?).await?;
             let volume_health = Some(health::of_volume(&request.volume_id, &entries));
             Ok(csi::ControllerGetVolumeHealthResponse { volume_health })
@@ -136,7 +138,7 @@ impl csi::controller_server::Controller for Controller {
         request: Request<csi::ControllerListVolumeHealthRequest>,
     ) -> Result<Response<csi::ControllerListVolumeHealthResponse>, Status> {
         let request = request.get_ref();
-        answer(request, async {
+        answer(&self.metrics, request, async {
             let page = Page::parse(request.max_entries, &request.starting_token)?;
             let (entries, next_token) = page.of(self.troubled().await?, |(id, _)| id);
             let entries = entries.into_iter().map(|(id, entries)| health::of_volume(id.as_str(), &entries)).collect();
@@ -150,7 +152,7 @@ impl csi::controller_server::Controller for Controller {
         request: Request<csi::GetCapacityRequest>,
     ) -> Result<Response<csi::GetCapacityResponse>, Status> {
         let request = request.get_ref();
-        answer(request, self.capacity(request)).await
+        answer(&self.metrics, request, self.capacity(request)).await
     }
 
     async fn controller_get_capabilities(
@@ -159,7 +161,7 @@ impl csi::controller_server::Controller for Controller {
     ) -> Result<Response<csi::ControllerGetCapabilitiesResponse>, Status> {
         let capability =
             |rpc: RpcType| csi::ControllerServiceCapability { r#type: Some(Type::Rpc(Rpc { r#type: rpc.into() })) };
-        answer(request.get_ref(), async {
+        answer(&self.metrics, request.get_ref(), async {
             Ok(csi::ControllerGetCapabilitiesResponse { capabilities: CAPABILITIES.map(capability).into() })
         })
         .await

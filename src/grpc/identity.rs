@@ -11,10 +11,13 @@ use super::proto::csi;
 use super::proto::csi::plugin_capability::Service;
 use super::proto::csi::plugin_capability::Type;
 use super::proto::csi::plugin_capability::service::Type as ServiceType;
+use crate::metrics::Metrics;
 
 /// The Identity service, the same for controller and node.
-#[derive(Clone, Copy)]
-pub(super) struct Identity;
+#[derive(Clone)]
+pub(super) struct Identity {
+    pub(super) metrics: Metrics,
+}
 
 #[async_trait]
 impl csi::identity_server::Identity for Identity {
@@ -27,7 +30,7 @@ impl csi::identity_server::Identity for Identity {
             vendor_version: env!("CARGO_PKG_VERSION").into(),
             ..Default::default()
         };
-        answer(request.get_ref(), async { Ok(info) }).await
+        answer(&self.metrics, request.get_ref(), async { Ok(info) }).await
     }
 
     async fn get_plugin_capabilities(
@@ -36,7 +39,7 @@ impl csi::identity_server::Identity for Identity {
     ) -> Result<Response<csi::GetPluginCapabilitiesResponse>, Status> {
         let capabilities = [ServiceType::ControllerService, ServiceType::VolumeAccessibilityConstraints]
             .map(|service| csi::PluginCapability { r#type: Some(Type::Service(Service { r#type: service.into() })) });
-        answer(request.get_ref(), async {
+        answer(&self.metrics, request.get_ref(), async {
             Ok(csi::GetPluginCapabilitiesResponse { capabilities: capabilities.into() })
         })
         .await
@@ -45,6 +48,6 @@ impl csi::identity_server::Identity for Identity {
     /// Ready as soon as the socket is served. A missing pool or an unreachable KBS is told by the calls that need it
     /// and by the health RPCs: restarting the process would mend neither.
     async fn probe(&self, request: Request<csi::ProbeRequest>) -> Result<Response<csi::ProbeResponse>, Status> {
-        answer(request.get_ref(), async { Ok(csi::ProbeResponse { ready: Some(true) }) }).await
+        answer(&self.metrics, request.get_ref(), async { Ok(csi::ProbeResponse { ready: Some(true) }) }).await
     }
 }

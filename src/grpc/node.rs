@@ -27,6 +27,7 @@ use crate::device::Usage;
 use crate::lifecycle::Lifecycle;
 use crate::lifecycle::PublishRequest;
 use crate::lifecycle::StageRequest;
+use crate::metrics::Metrics;
 use crate::volume::Content;
 use crate::volume::Error;
 use crate::volume::Place;
@@ -52,6 +53,7 @@ pub(super) struct Node {
     pub(super) name: String,
     /// 0 is no limit.
     pub(super) max_volumes: u32,
+    pub(super) metrics: Metrics,
 }
 
 #[async_trait]
@@ -61,7 +63,7 @@ impl csi::node_server::Node for Node {
         request: Request<csi::NodeStageVolumeRequest>,
     ) -> Result<Response<csi::NodeStageVolumeResponse>, Status> {
         let request = request.get_ref();
-        answer(request, async {
+        answer(&self.metrics, request, async {
             self.lifecycle.stage(self.stage_request(request).await?).await?;
             Ok(csi::NodeStageVolumeResponse {})
         })
@@ -73,7 +75,7 @@ impl csi::node_server::Node for Node {
         request: Request<csi::NodeUnstageVolumeRequest>,
     ) -> Result<Response<csi::NodeUnstageVolumeResponse>, Status> {
         let request = request.get_ref();
-        answer(request, async {
+        answer(&self.metrics, request, async {
             field::required("volume_id", &request.volume_id)?;
             field::required("staging_target_path", &request.staging_target_path)?;
             if let Some(id) = VolumeId::parse(&request.volume_id) {
@@ -90,7 +92,7 @@ impl csi::node_server::Node for Node {
         request: Request<csi::NodePublishVolumeRequest>,
     ) -> Result<Response<csi::NodePublishVolumeResponse>, Status> {
         let request = request.get_ref();
-        answer(request, async {
+        answer(&self.metrics, request, async {
             self.lifecycle.publish(self.publish_request(request).await?).await?;
             Ok(csi::NodePublishVolumeResponse {})
         })
@@ -102,7 +104,7 @@ impl csi::node_server::Node for Node {
         request: Request<csi::NodeUnpublishVolumeRequest>,
     ) -> Result<Response<csi::NodeUnpublishVolumeResponse>, Status> {
         let request = request.get_ref();
-        answer(request, async {
+        answer(&self.metrics, request, async {
             field::required("volume_id", &request.volume_id)?;
             field::required("target_path", &request.target_path)?;
             if let Some(id) = VolumeId::parse(&request.volume_id) {
@@ -118,7 +120,7 @@ impl csi::node_server::Node for Node {
         request: Request<csi::NodeGetVolumeStatsRequest>,
     ) -> Result<Response<csi::NodeGetVolumeStatsResponse>, Status> {
         let request = request.get_ref();
-        answer(request, async {
+        answer(&self.metrics, request, async {
             field::required("volume_id", &request.volume_id)?;
             // Nothing is ever at a relative path, which is therefore not found and not a bad argument.
             field::required("volume_path", &request.volume_path)?;
@@ -134,7 +136,7 @@ impl csi::node_server::Node for Node {
         request: Request<csi::NodeGetVolumeHealthRequest>,
     ) -> Result<Response<csi::NodeGetVolumeHealthResponse>, Status> {
         let request = request.get_ref();
-        answer(request, async {
+        answer(&self.metrics, request, async {
             let entries = self.lifecycle.health(self.find(&request.volume_id).await?).await?;
             let volume_health = Some(health::of_volume(&request.volume_id, &entries));
             Ok(csi::NodeGetVolumeHealthResponse { volume_health })
@@ -146,7 +148,7 @@ impl csi::node_server::Node for Node {
         &self,
         request: Request<csi::NodeGetStorageHealthRequest>,
     ) -> Result<Response<csi::NodeGetStorageHealthResponse>, Status> {
-        answer(request.get_ref(), async {
+        answer(&self.metrics, request.get_ref(), async {
             Ok(csi::NodeGetStorageHealthResponse { backend_health: self.storage_health().await? })
         })
         .await
@@ -158,7 +160,7 @@ impl csi::node_server::Node for Node {
     ) -> Result<Response<csi::NodeGetCapabilitiesResponse>, Status> {
         let capability =
             |rpc: RpcType| csi::NodeServiceCapability { r#type: Some(Type::Rpc(Rpc { r#type: rpc.into() })) };
-        answer(request.get_ref(), async {
+        answer(&self.metrics, request.get_ref(), async {
             Ok(csi::NodeGetCapabilitiesResponse { capabilities: CAPABILITIES.map(capability).into() })
         })
         .await
@@ -168,7 +170,7 @@ impl csi::node_server::Node for Node {
         &self,
         request: Request<csi::NodeGetInfoRequest>,
     ) -> Result<Response<csi::NodeGetInfoResponse>, Status> {
-        answer(request.get_ref(), async {
+        answer(&self.metrics, request.get_ref(), async {
             Ok(csi::NodeGetInfoResponse {
                 node_id: self.name.clone(),
                 max_volumes_per_node: self.max_volumes.into(),

@@ -75,6 +75,15 @@ mod tests {
     }
 
     #[test]
+    fn lost_data_is_an_integrity_error() {
+        for reason in Reason::ALL {
+            let lost = code(*reason) == Code::DataLoss;
+            // Another volume's bytes are whole, and in the wrong place.
+            assert_eq!(lost || *reason == Reason::WrongVolume, reason.is_integrity(), "{reason}");
+        }
+    }
+
+    #[test]
     fn a_message_is_the_reason_word_the_text_and_the_causes() {
         let error =
             Error::new(Reason::DeviceUnreadable, "backing of cv-1").caused_by(std::io::Error::other("disk gone"));

@@ -119,6 +119,10 @@ impl KeySource for KbsClient {
         self.fetch(uri).await
     }
 
+    fn kbs(&self) -> &str {
+        self.transport.base().host_str().expect("an address without a host was refused")
+    }
+
     fn attester(&self) -> &str {
         self.attester.tee()
     }

@@ -23,23 +23,31 @@ impl Host {
             reason: refusal.reason.clone(),
             message: refusal.message.clone(),
         });
-        self.header_loss(record).into_iter().chain(refused).collect()
+        let lost = self.header_loss(record).inspect(|(reason, _)| self.metrics.found(*reason));
+        let lost = lost.map(|(reason, message)| HealthEntry {
+            status: HealthStatus::DataLoss,
+            reason: reason.to_string(),
+            message,
+        });
+        lost.into_iter().chain(refused).collect()
     }
 
     /// A Ready volume whose backing holds no intact copy of its header will not open again.
-    fn header_loss(&self, record: &Record) -> Option<HealthEntry> {
+    fn header_loss(&self, record: &Record) -> Option<(Reason, String)> {
         let digest = record.header_digest.filter(|_| record.state == State::Ready)?;
         let shape = self.shape(record);
         let expected_bytes = shape.profile.backing_bytes(shape.payload_bytes);
-        let (reason, message) = match read_header(&shape.backing) {
+        match read_header(&shape.backing) {
             Ok((length, _)) if length < expected_bytes => {
-                (Reason::DeviceTruncated, format!("the backing has {length} bytes of {expected_bytes}"))
+                Some((Reason::DeviceTruncated, format!("the backing has {length} bytes of {expected_bytes}")))
             }
-            Ok((_, image)) if image.has_digest(&shape, &digest.0) => return None,
-            Ok(_) => (Reason::HeaderTampered, "no copy of the header on the backing is the one that was sealed".into()),
-            Err(error) => (error.reason(), error.message().to_owned()),
-        };
-        Some(HealthEntry { status: HealthStatus::DataLoss, reason: reason.to_string(), message })
+            Ok((_, image)) if image.has_digest(&shape, &digest.0) => None,
+            Ok(_) => {
+                let text = "no copy of the header on the backing is the one that was sealed";
+                Some((Reason::HeaderTampered, text.to_owned()))
+            }
+            Err(error) => Some((error.reason(), error.message().to_owned())),
+        }
     }
 }
 

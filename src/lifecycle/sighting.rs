@@ -51,6 +51,17 @@ impl Host {
         self.pools.iter().map(sight).collect()
     }
 
+    pub(super) fn open_volumes(&self) -> Result<u64> {
+        let mut open = 0;
+        for pool in self.pools.iter().filter(|pool| pool.ready().is_ok()) {
+            for id in pool.ids()? {
+                // Without a shape: what a table must be is asked when a volume is used, not when it is counted.
+                open += u64::from(self.machine.look(&id, None)?.mapper == Mapper::Live);
+            }
+        }
+        Ok(open)
+    }
+
     pub(super) fn contents(&self, pool: &PoolName) -> Result<Vec<(VolumeId, Option<Error>)>> {
         Ok(self.pools.named(pool)?.list()?.into_iter().map(|(id, record)| (id, record.err())).collect())
     }

@@ -39,6 +39,10 @@ struct Kbs {
 
 #[async_trait]
 impl KeySource for Kbs {
+    fn kbs(&self) -> &str {
+        "kbs.example"
+    }
+
     fn attester(&self) -> &str {
         "sample"
     }
@@ -74,13 +78,14 @@ impl World {
         let pool = LocalPool::open(PoolName::default(), path);
         let machine = FakeMachine::default();
         let kbs = Arc::new(Kbs { answer: Mutex::new(Ok(7)), open: Semaphore::new(100), asked: Notify::new() });
-        let lifecycle = Lifecycle::new(Arc::new(machine.clone()), kbs.clone(), pools(&pool), None);
+        let lifecycle = Lifecycle::new(Arc::new(machine.clone()), kbs.clone(), pools(&pool), None, Metrics::default());
         Self { directory, machine, kbs, pool, lifecycle }
     }
 
     /// The driver dies and starts again; the kernel remembers.
     fn restart(&mut self) {
-        self.lifecycle = Lifecycle::new(Arc::new(self.machine.clone()), self.kbs.clone(), pools(&self.pool), None);
+        let machine = Arc::new(self.machine.clone());
+        self.lifecycle = Lifecycle::new(machine, self.kbs.clone(), pools(&self.pool), None, Metrics::default());
     }
 
     fn kbs_answers(&self, answer: Result<u8, Reason>) {

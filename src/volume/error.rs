@@ -132,6 +132,23 @@ impl Reason {
                 | Self::ApiServerUnreachable
         )
     }
+
+    /// Whether it means that stored bytes are not those that were written.
+    #[must_use]
+    pub fn is_integrity(self) -> bool {
+        matches!(
+            self,
+            Self::RecordDamaged
+                | Self::RecordTampered
+                | Self::DeviceMissing
+                | Self::DeviceTruncated
+                | Self::DeviceUnreadable
+                | Self::HeaderMissing
+                | Self::HeaderTampered
+                | Self::WrongVolume
+                | Self::FilesystemDamaged
+        )
+    }
 }
 
 impl fmt::Display for Reason {
