@@ -95,6 +95,12 @@ impl Lifecycle {
         self.settled.subscribe()
     }
 
+    /// Whether an operation on the volume is running. Its end is told by [`Self::settled`].
+    #[must_use]
+    pub fn is_busy(&self, id: &VolumeId) -> bool {
+        self.busy.holds(id)
+    }
+
     /// Creates a volume, or finds it as asked for.
     pub async fn create(&self, spec: VolumeSpec) -> Result<VolumeSpec> {
         self.exclusive(&spec.id(), move |host| host.pools.create(&spec)).await

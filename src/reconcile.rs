@@ -123,6 +123,10 @@ impl Volumes {
     }
 
     async fn show(&self, volume: &EncryptedVolume, id: VolumeId) -> Result<Action> {
+        // In the middle of an operation there is nothing worth a write; its end brings the next visit.
+        if self.lifecycle.is_busy(&id) {
+            return Ok(Action::requeue(PERIOD));
+        }
         let status = match self.lifecycle.sight(id).await {
             Ok(sighting) => status::seen(volume, &sighting),
             // Nothing is made anew in place of what is gone.

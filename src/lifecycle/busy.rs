@@ -23,6 +23,11 @@ impl Busy {
         Err(Error::new(Reason::OperationPending, message))
     }
 
+    /// Whether somebody holds the right to work on `id`.
+    pub(super) fn holds(&self, id: &VolumeId) -> bool {
+        self.0.borrow().contains(id)
+    }
+
     /// Completes when no guard is held.
     pub(super) async fn idle(&self) {
         // It can only fail once the sender is gone, and `self` is the sender.
@@ -61,6 +66,7 @@ mod tests {
         let (a, b) = (VolumeId::for_name("a"), VolumeId::for_name("b"));
         let guard = busy.claim(&a).expect("free");
         assert_eq!(busy.claim(&a).err().expect("held").reason(), Reason::OperationPending);
+        assert!(busy.holds(&a) && !busy.holds(&b));
         let _other = busy.claim(&b).expect("another volume is free");
         drop(guard);
         busy.claim(&a).expect("free again");
