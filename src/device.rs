@@ -5,6 +5,7 @@
 
 pub mod backing;
 pub mod crypt;
+mod feature;
 #[cfg(any(test, feature = "dev"))]
 pub mod fake;
 pub mod filesystem;
@@ -145,4 +146,7 @@ pub trait Machine: Send + Sync + 'static {
 
     /// Space at a published path.
     fn usage(&self, path: &Path) -> Result<Usage>;
+
+    /// What the kernel can do for volumes, in words for display.
+    fn features(&self) -> Result<Vec<String>>;
 }

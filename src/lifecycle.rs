@@ -214,6 +214,11 @@ impl Lifecycle {
         self.host.keys.attester()
     }
 
+    /// What this machine's kernel can do for volumes, in words for display.
+    pub async fn features(&self) -> Result<Vec<String>> {
+        self.blocking(|host| host.machine.features()).await
+    }
+
     /// Whether every pool can be used now.
     pub async fn ready(&self) -> Result<()> {
         self.blocking(|host| host.pools.all_ready()).await

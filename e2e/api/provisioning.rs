@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use coffer::cluster::CONFIRM_DELETE;
+use coffer::cluster::EncryptedPool;
 use coffer::cluster::EncryptedVolume;
 use coffer::cluster::FINALIZER;
 use coffer::cluster::Phase;
@@ -164,6 +165,17 @@ async fn a_resource_that_a_person_deletes_says_its_name_twice_and_is_erased() {
     let uid = resource.metadata.uid.expect("a uid");
     scene.wait(&scene.volumes(), id.as_str(), is_deleted(&uid)).await;
     assert!(!node.pool.directory(&id).exists());
+}
+
+#[tokio::test]
+async fn a_pool_shows_what_its_node_can_do_and_what_is_never_promised() {
+    let scene = Scene::start().await;
+    let _node = scene.node("able-1").await;
+    let pools: Api<EncryptedPool> = Api::all(scene.client.clone());
+    let pool = pools.get(&EncryptedPool::name_of("able-1", &PoolName::default())).await.expect("shown");
+    let status = pool.status.expect("told");
+    assert_eq!((status.features, status.attester.as_deref()), (vec!["fake".to_owned()], Some("sample")));
+    assert!(status.reserve.0 > 0);
 }
 
 /// Plays a node that answers with `phase`.

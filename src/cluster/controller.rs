@@ -149,6 +149,7 @@ impl Provisioner for ClusterPools {
             available_bytes: sum.available_bytes.saturating_add(pool.available_bytes),
             maximum_volume_bytes: sum.maximum_volume_bytes.max(pool.maximum_volume_bytes),
             promised_bytes: sum.promised_bytes.saturating_add(pool.promised_bytes),
+            reserve_bytes: sum.reserve_bytes.saturating_add(pool.reserve_bytes),
         };
         let pools = self.pools.state();
         let capacities: Vec<_> = pools.iter().filter(|pool| is_meant(pool)).map(|pool| pool.capacity()).collect();

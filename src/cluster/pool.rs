@@ -71,13 +71,16 @@ pub struct EncryptedPoolStatus {
     /// Sum of the payloads that can still be promised.
     #[serde(default)]
     pub free: Quantity,
+    /// What is never promised: it pays for headers and the pool's own bookkeeping.
+    #[serde(default)]
+    pub reserve: Quantity,
     /// The largest volume that can be made now.
     #[serde(default)]
     pub largest_volume: Quantity,
     /// Who proves what the node is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub attester: Option<String>,
-    /// What the node's kernel can do.
+    /// What the node's kernel can do: versions of device-mapper targets, and words for what they are able to.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub features: Vec<String>,
     /// Where directory, records, kernel and resources do not agree. Nothing of it is deleted on its own.
@@ -122,6 +125,7 @@ impl EncryptedPool {
             available_bytes: status.free.0,
             maximum_volume_bytes: status.largest_volume.0,
             promised_bytes: status.promised.0,
+            reserve_bytes: status.reserve.0,
         })
     }
 }

@@ -61,6 +61,7 @@ pub enum Verb {
     Publish,
     Unmount,
     Usage,
+    Features,
 }
 
 /// When an injected fault strikes.
@@ -314,6 +315,10 @@ impl Machine for FakeMachine {
                 }
             })
         })
+    }
+
+    fn features(&self) -> Result<Vec<String>> {
+        self.call(Verb::Features, |_| Ok(vec!["fake".to_owned()]))
     }
 }
 

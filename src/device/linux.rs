@@ -17,6 +17,7 @@ use super::Usage;
 use super::backing;
 use super::backing::Attached;
 use super::crypt;
+use super::feature;
 use super::filesystem;
 use super::header::Frozen;
 use super::mount;
@@ -89,6 +90,10 @@ impl Machine for LinuxMachine {
 
     fn usage(&self, path: &Path) -> Result<Usage> {
         mount::usage(path)
+    }
+
+    fn features(&self) -> Result<Vec<String>> {
+        feature::of_this_kernel()
     }
 }
 

@@ -35,6 +35,8 @@ pub struct Capacity {
     pub maximum_volume_bytes: u64,
     /// Sum of the payloads that were promised.
     pub promised_bytes: u64,
+    /// The part of the pool's filesystem that is never promised.
+    pub reserve_bytes: u64,
 }
 
 /// What is in a pool, in bytes.
@@ -87,8 +89,12 @@ impl Ledger {
         Ok(())
     }
 
+    fn reserve(&self) -> u64 {
+        self.size / RESERVE_DIVISOR
+    }
+
     fn remaining(&self) -> u64 {
-        let promisable = (self.free + self.allocated).saturating_sub(self.size / RESERVE_DIVISOR);
+        let promisable = (self.free + self.allocated).saturating_sub(self.reserve());
         let by_payload = promisable.saturating_sub(self.payloads);
         let by_bytes = self.free.saturating_sub(self.outstanding + DATA_OFFSET_BYTES);
         by_payload.min(by_bytes) / SECTOR_BYTES * SECTOR_BYTES
@@ -103,7 +109,12 @@ fn allocated(path: &Path) -> std::io::Result<u64> {
 pub(super) fn capacity(path: &Path) -> Result<Capacity> {
     let ledger = Ledger::read(path)?;
     let remaining = ledger.remaining();
-    Ok(Capacity { available_bytes: remaining, maximum_volume_bytes: remaining, promised_bytes: ledger.payloads })
+    Ok(Capacity {
+        available_bytes: remaining,
+        maximum_volume_bytes: remaining,
+        promised_bytes: ledger.payloads,
+        reserve_bytes: ledger.reserve(),
+    })
 }
 
 /// Refuses `spec` if its payload would be promised twice.

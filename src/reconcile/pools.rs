@@ -55,11 +55,15 @@ impl PoolReporter {
         let mut due = tokio::time::interval(PERIOD);
         due.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut shown: HashMap<PoolName, EncryptedPoolStatus> = HashMap::new();
+        let mut features = Vec::new();
         for tick in 0_u32.. {
             due.tick().await;
+            if tick.is_multiple_of(TICKS_UNSEEN) {
+                features = self.features().await;
+            }
             let Ok(sightings) = self.lifecycle.sight_pools().await else { continue };
             for sighting in sightings {
-                let status = self.status(&sighting);
+                let status = self.status(&sighting, &features);
                 if tick.is_multiple_of(TICKS_UNSEEN) || shown.get(&sighting.name) != Some(&status) {
                     match self.show(&sighting, status.clone()).await {
                         Ok(()) => drop(shown.insert(sighting.name, status)),
@@ -73,23 +77,34 @@ impl PoolReporter {
         }
     }
 
+    /// What the kernel can do. Modules that were loaded meanwhile add to it.
+    async fn features(&self) -> Vec<String> {
+        self.lifecycle.features().await.unwrap_or_else(|error| {
+            tracing::warn!(%error, "it is not shown what the kernel can do");
+            Vec::new()
+        })
+    }
+
     /// What this machine alone can say of a pool.
-    fn status(&self, sighting: &PoolSighting) -> EncryptedPoolStatus {
-        let attester = Some(self.lifecycle.attester().to_owned());
+    fn status(&self, sighting: &PoolSighting, features: &[String]) -> EncryptedPoolStatus {
+        let (attester, features) = (Some(self.lifecycle.attester().to_owned()), features.to_vec());
         match &sighting.capacity {
             Ok(capacity) => EncryptedPoolStatus {
                 ready: true,
                 capacity: whole(capacity.promised_bytes + capacity.available_bytes),
                 promised: whole(capacity.promised_bytes),
                 free: whole(capacity.available_bytes),
+                reserve: whole(capacity.reserve_bytes),
                 largest_volume: whole(capacity.maximum_volume_bytes),
                 attester,
+                features,
                 ..EncryptedPoolStatus::default()
             },
             Err(error) => EncryptedPoolStatus {
                 reason: Some(error.reason().to_string()),
                 message: Some(error.message().to_owned()),
                 attester,
+                features,
                 ..EncryptedPoolStatus::default()
             },
         }
