@@ -8,14 +8,18 @@ mod cleaner;
 pub mod condition;
 mod controller;
 mod error;
+mod event;
 mod pool;
 mod quantity;
+mod retained;
 mod volume;
 mod witness;
 
 pub use cleaner::clean;
 pub use controller::ClusterPools;
 pub use error::complain;
+pub use event::Events;
+pub use event::News;
 pub use pool::Disagreement;
 pub use pool::EncryptedPool;
 pub use pool::EncryptedPoolSpec;

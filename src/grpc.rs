@@ -43,15 +43,13 @@ use tracing::warn;
 use crate::lifecycle::Lifecycle;
 use crate::metrics::Metrics;
 use crate::provision::Provisioner;
+use crate::volume::DRIVER_NAME;
 use crate::volume::Result;
 use controller::Controller;
 use identity::Identity;
 use node::Node;
 use proto::csi;
 use registration::Registration;
-
-/// The name of the driver in CSI and Kubernetes.
-pub const DRIVER_NAME: &str = "csi.coffer.dev";
 
 /// How long a graceful end waits for operations. Shorter than the 30 s after which Kubernetes kills a pod.
 const DRAIN_LIMIT: Duration = Duration::from_secs(25);

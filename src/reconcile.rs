@@ -26,6 +26,7 @@ use tokio_stream::wrappers::BroadcastStream;
 
 use crate::cluster::EncryptedVolume;
 use crate::cluster::EncryptedVolumeStatus;
+use crate::cluster::Events;
 use crate::cluster::Phase;
 use crate::cluster::complain;
 use crate::lifecycle::Lifecycle;
@@ -60,7 +61,9 @@ impl Reconciler {
         let settled = BroadcastStream::new(self.lifecycle.settled());
         let ended = settled.filter_map(|id| async { Some(ObjectRef::new(id.ok()?.as_str())) });
         let mine = watcher::Config::default().fields(&format!("spec.nodeName={}", self.node_name));
-        let volumes = Volumes { api: Api::all(self.client), node_name: self.node_name, lifecycle: self.lifecycle };
+        let events = Events::of_node(self.client.clone(), &self.node_name);
+        let api = Api::all(self.client);
+        let volumes = Volumes { api, events, node_name: self.node_name, lifecycle: self.lifecycle };
         let reconciled = Controller::new(volumes.api.clone(), mine)
             .reconcile_on(ended)
             .run(|volume, volumes| async move { volumes.visit(&volume).await }, on_error, Arc::new(volumes))
@@ -76,6 +79,7 @@ fn on_error(volume: Arc<EncryptedVolume>, error: &Error, _: Arc<Volumes>) -> Act
 
 struct Volumes {
     api: Api<EncryptedVolume>,
+    events: Events,
     node_name: String,
     lifecycle: Lifecycle,
 }
@@ -136,13 +140,14 @@ impl Volumes {
         Ok(Action::requeue(PERIOD))
     }
 
-    /// Writes `status` unless the resource says so already.
+    /// Writes `status` unless the resource says so already, and tells what is new in it.
     async fn write(&self, volume: &EncryptedVolume, status: EncryptedVolumeStatus) -> Result<()> {
         if volume.status.as_ref() == Some(&status) {
             return Ok(());
         }
         // With the version: what was computed from an older resource must not undo what is newer.
-        let patch = Patch::Merge(json!({"metadata": {"resourceVersion": volume.resource_version()}, "status": status}));
+        let patch =
+            Patch::Merge(json!({"metadata": {"resourceVersion": volume.resource_version()}, "status": &status}));
         match self.api.patch_status(&volume.name_any(), &PatchParams::default(), &patch).await {
             // A newer one comes by the watch, and is visited then.
             Err(kube::Error::Api(answer)) if answer.is_not_found() || answer.is_conflict() => Ok(()),
@@ -150,7 +155,12 @@ impl Volumes {
                 let message = "the volume's status cannot be written";
                 Err(Error::new(Reason::ApiServerUnreachable, message).caused_by(error))
             }
-            Ok(_) => Ok(()),
+            Ok(_) => {
+                for news in status::news(volume, &status) {
+                    self.events.tell(volume, news).await;
+                }
+                Ok(())
+            }
         }
     }
 }

@@ -21,6 +21,9 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+/// The name of the driver, wherever one is named.
+pub const DRIVER_NAME: &str = "csi.coffer.dev";
+
 /// Prefix of every volume id that this driver makes.
 const ID_PREFIX: &str = "cv-";
 /// Hexadecimal digits after [`ID_PREFIX`]: half of a SHA-256.

@@ -3,6 +3,7 @@
 //!
 //! `make api` starts etcd, the API server and the controller manager, and sets KUBECONFIG.
 
+mod events;
 mod privilege;
 mod provisioning;
 mod rules;

@@ -7,6 +7,7 @@ use k8s_openapi::api::core::v1::PersistentVolume;
 use k8s_openapi::api::core::v1::PersistentVolumeClaim;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::api::core::v1::Secret;
+use k8s_openapi::api::events::v1::Event;
 use kube::Api;
 use kube::Client;
 use kube::api::DeleteParams;
@@ -70,7 +71,38 @@ async fn a_stolen_token_works_for_its_own_node_only() {
     pools.create(&PostParams::default(), &pool("thief")).await.expect("its own pool");
     forbidden(pools.create(&PostParams::default(), &pool("victim")).await, "may not touch what is of node victim");
 
+    false_events(&thief, &own).await;
     nothing_else(&thief).await;
+}
+
+/// An event is what people believe: a node tells of volumes and pools only, and in its own name.
+async fn false_events(thief: &Client, own: &str) {
+    let events: Api<Event> = Api::namespaced(thief.clone(), "default");
+    let told = |name: &str, kind: &str, instance: &str| -> Event {
+        let version = if kind == "Pod" { "v1" } else { "coffer.dev/v1alpha1" };
+        serde_json::from_value(json!({
+            "metadata": {"name": name, "namespace": "default"},
+            "eventTime": "2026-01-01T00:00:00.000000Z",
+            "type": "Warning", "reason": "PolicyDenied", "action": "Stage", "note": "a lie",
+            "reportingController": "coffer-node", "reportingInstance": instance,
+            "regarding": {"apiVersion": version, "kind": kind, "name": own},
+        }))
+        .expect("an event")
+    };
+    let create = PostParams::default();
+    events.create(&create, &told("thief.own", "EncryptedVolume", "thief")).await.expect("in its own name");
+    let parameters = PatchParams::default();
+    let noted = patch(json!({"series": {"count": 2, "lastObservedTime": "2026-01-01T00:00:01.000000Z"}}));
+    events.patch("thief.own", &parameters, &noted).await.expect("a series");
+    let (own_name, subjects) = ("may tell events in its own name only", "of volumes and pools only");
+    forbidden(events.create(&create, &told("thief.victim", "EncryptedVolume", "victim")).await, own_name);
+    forbidden(events.create(&create, &told("thief.pod", "Pod", "thief")).await, subjects);
+    forbidden(events.list(&ListParams::default()).await.map(drop), "cannot list");
+    forbidden(events.delete("thief.own", &DeleteParams::default()).await.map(drop), "cannot delete");
+    // What the administrator has told stays as it is.
+    let administrator: Api<Event> = Api::namespaced(Client::try_default().await.expect("KUBECONFIG"), "default");
+    administrator.create(&create, &told("victim.own", "EncryptedVolume", "victim")).await.expect("told");
+    forbidden(events.patch("victim.own", &parameters, &noted).await, own_name);
 }
 
 /// Whatever is not Coffer's is out of reach.

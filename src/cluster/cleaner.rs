@@ -9,49 +9,42 @@ use futures_util::StreamExt as _;
 use k8s_openapi::api::core::v1::Node;
 use kube::Api;
 use kube::Client;
-use kube::Resource as _;
 use kube::ResourceExt as _;
 use kube::api::Patch;
 use kube::api::PatchParams;
 use kube::runtime::Controller;
 use kube::runtime::controller::Action;
-use kube::runtime::events::Event;
-use kube::runtime::events::EventType;
-use kube::runtime::events::Recorder;
-use kube::runtime::events::Reporter;
 use kube::runtime::watcher;
 use serde_json::json;
 
 use super::EncryptedVolume;
+use super::Events;
 use super::FINALIZER;
+use super::News;
 use super::Phase;
 use super::error::complain;
+use super::retained::tell_retained;
 
 /// How often it is looked whether the node of a volume that waits for it is still in the cluster.
 const NODE_PERIOD: Duration = Duration::from_secs(15);
-/// Who tells events.
-const REPORTER: &str = "coffer-controller";
 /// How long a failed write waits.
 const RETRY: Duration = Duration::from_secs(2);
 
 struct Cleaner {
     volumes: Api<EncryptedVolume>,
     nodes: Api<Node>,
-    recorder: Recorder,
+    events: Events,
 }
 
-/// Works until it is dropped.
+/// Lets go of what is deleted, and says what to do with what is retained. Works until it is dropped.
 pub async fn clean(client: Client) {
     let volumes: Api<EncryptedVolume> = Api::all(client.clone());
-    let cleaner = Cleaner {
-        volumes: volumes.clone(),
-        nodes: Api::all(client.clone()),
-        recorder: Recorder::new(client, Reporter { controller: REPORTER.into(), instance: None }),
-    };
-    Controller::new(volumes, watcher::Config::default())
+    let events = Events::of_controller(client.clone());
+    let cleaner = Cleaner { volumes: volumes.clone(), nodes: Api::all(client.clone()), events: events.clone() };
+    let cleaned = Controller::new(volumes, watcher::Config::default())
         .run(|volume, cleaner| async move { cleaner.visit(&volume).await }, on_error, Arc::new(cleaner))
-        .for_each(complain)
-        .await;
+        .for_each(complain);
+    tokio::join!(cleaned, tell_retained(client, events));
 }
 
 fn on_error(volume: Arc<EncryptedVolume>, error: &kube::Error, _: Arc<Cleaner>) -> Action {
@@ -72,7 +65,7 @@ impl Cleaner {
             return Ok(Action::requeue(NODE_PERIOD));
         }
         self.let_go(volume).await?;
-        self.tell_bytes_are_left(volume).await?;
+        self.tell_bytes_are_left(volume).await;
         Ok(Action::await_change())
     }
 
@@ -86,7 +79,7 @@ impl Cleaner {
         }
     }
 
-    async fn tell_bytes_are_left(&self, volume: &EncryptedVolume) -> kube::Result<()> {
+    async fn tell_bytes_are_left(&self, volume: &EncryptedVolume) {
         let note = format!(
             "volume {} is deleted, but its node {} left the cluster before it could erase it; if that machine comes back, \
              run `coffer volume purge` there",
@@ -94,13 +87,7 @@ impl Cleaner {
             volume.spec.node_name
         );
         tracing::warn!(volume = volume.name_any(), "{note}");
-        let event = Event {
-            type_: EventType::Warning,
-            reason: "BytesLeftBehind".into(),
-            note: Some(note),
-            action: "Delete".into(),
-            secondary: None,
-        };
-        self.recorder.publish(&event, &volume.object_ref(&())).await
+        let news = News { warning: true, reason: "BytesLeftBehind".into(), action: "Delete", note };
+        self.events.tell(volume, news).await;
     }
 }

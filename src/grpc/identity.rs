@@ -5,13 +5,13 @@ use tonic::Response;
 use tonic::Status;
 use tonic::async_trait;
 
-use super::DRIVER_NAME;
 use super::call::answer;
 use super::proto::csi;
 use super::proto::csi::plugin_capability::Service;
 use super::proto::csi::plugin_capability::Type;
 use super::proto::csi::plugin_capability::service::Type as ServiceType;
 use crate::metrics::Metrics;
+use crate::volume::DRIVER_NAME;
 
 /// The Identity service, the same for controller and node.
 #[derive(Clone)]

@@ -10,12 +10,12 @@ use tonic::async_trait;
 use tracing::error;
 use tracing::info;
 
-use super::DRIVER_NAME;
 use super::proto::registration::InfoRequest;
 use super::proto::registration::PluginInfo;
 use super::proto::registration::RegistrationStatus;
 use super::proto::registration::RegistrationStatusResponse;
 use super::proto::registration::registration_server;
+use crate::volume::DRIVER_NAME;
 
 /// What the kubelet is told.
 #[derive(Clone, Debug)]

@@ -6,6 +6,7 @@ use k8s_openapi::jiff::Timestamp;
 
 use crate::cluster::EncryptedVolume;
 use crate::cluster::EncryptedVolumeStatus;
+use crate::cluster::News;
 use crate::cluster::Phase;
 use crate::cluster::condition;
 use crate::lifecycle::Sighting;
@@ -92,6 +93,29 @@ pub(super) fn unseen(volume: &EncryptedVolume, error: &Error) -> EncryptedVolume
     status
 }
 
+/// What `status` says that `volume` did not say before, as far as somebody wants to be told: whatever is refused or found
+/// wrong, once under each word, and that the volume is no more.
+pub(super) fn news(volume: &EncryptedVolume, status: &EncryptedVolumeStatus) -> Vec<News> {
+    let mut news: Vec<News> = Vec::new();
+    // In this order: a refused stage also makes a volume unhealthy, under the same word.
+    for (kind, action) in [
+        (condition::PROVISIONED, "Create"),
+        (condition::OPENED, "Stage"),
+        (condition::ERASED, "Delete"),
+        (condition::HEALTHY, "Look"),
+    ] {
+        let Some(now) = status.conditions.iter().find(|condition| condition.type_ == kind) else { continue };
+        let warning = now.status == "False";
+        let is_news = warning || kind == condition::ERASED;
+        let is_old = volume.condition(kind).is_some_and(|was| (&was.status, &was.reason) == (&now.status, &now.reason));
+        let reason = if warning { now.reason.clone() } else { "Deleted".to_owned() };
+        if is_news && !is_old && news.iter().all(|told| told.reason != reason) {
+            news.push(News { warning, reason, action, note: now.message.clone() });
+        }
+    }
+    news
+}
+
 fn before(volume: &EncryptedVolume) -> EncryptedVolumeStatus {
     volume.status.clone().unwrap_or_default()
 }
@@ -129,4 +153,75 @@ fn put(
     status.conditions.retain(|condition| condition.type_ != kind);
     status.conditions.push(condition);
     status.conditions.sort_by(|a, b| a.type_.cmp(&b.type_));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cluster::EncryptedVolumeSpec;
+    use crate::cluster::Quantity;
+    use crate::provision::Refusal;
+    use crate::volume::Content;
+    use crate::volume::HealthEntry;
+    use crate::volume::HealthStatus;
+    use crate::volume::KeyUri;
+    use crate::volume::Profile;
+    use crate::volume::Reason;
+
+    fn volume() -> EncryptedVolume {
+        let spec = EncryptedVolumeSpec {
+            node_name: "node1".into(),
+            pool: "default".into(),
+            name: "pvc-1".into(),
+            size: Quantity(1 << 20),
+            content: Content::Block,
+            profile: Profile::Xts1,
+            key_uri: KeyUri::parse("keyUri", "kbs:///a/b/c").expect("valid"),
+            claim: None,
+        };
+        EncryptedVolume::new("cv-1", spec)
+    }
+
+    /// The words of what is told when `status` is written, which is then what `volume` says.
+    fn told(volume: &mut EncryptedVolume, status: EncryptedVolumeStatus) -> Vec<String> {
+        let told = news(volume, &status);
+        volume.status = Some(status);
+        let sign = |news: &News| if news.warning { "!" } else { "" };
+        told.iter().map(|news| format!("{}{} {}", sign(news), news.action, news.reason)).collect()
+    }
+
+    fn refused(reason: Reason) -> Sighting {
+        let word = reason.to_string();
+        let health =
+            vec![HealthEntry { status: HealthStatus::Inaccessible, reason: word.clone(), message: "no".into() }];
+        let refusal = Some(Refusal { reason: word, message: "no".into(), at: "2026-01-01T00:00:00Z".into() });
+        Sighting { is_ready: true, is_open: false, refusal, release: None, health }
+    }
+
+    #[test]
+    fn each_refusal_is_told_once_until_something_else_is_said() {
+        let mut volume = volume();
+        let full = Error::new(Reason::PoolMissing, "away");
+        let status = pending(&volume, &full);
+        assert_eq!(told(&mut volume, status), ["!Create PoolMissing"]);
+        let status = pending(&volume, &full);
+        assert!(told(&mut volume, status).is_empty());
+        let status = provisioned(&volume);
+        assert!(told(&mut volume, status).is_empty());
+        let open = Sighting { is_open: true, refusal: None, health: Vec::new(), ..refused(Reason::Internal) };
+        for _ in 0..2 {
+            let status = seen(&volume, &refused(Reason::PolicyDenied));
+            assert_eq!(told(&mut volume, status), ["!Stage PolicyDenied"]);
+            let status = seen(&volume, &refused(Reason::PolicyDenied));
+            assert!(told(&mut volume, status).is_empty());
+            let status = seen(&volume, &open);
+            assert!(told(&mut volume, status).is_empty());
+        }
+        let status = unseen(&volume, &Error::new(Reason::RecordTampered, "changed"));
+        assert_eq!(told(&mut volume, status), ["!Look RecordTampered"]);
+        let status = not_erased(&volume, &Error::new(Reason::StillStaged, "in use"));
+        assert_eq!(told(&mut volume, status), ["!Delete StillStaged"]);
+        let status = erased(&volume);
+        assert_eq!(told(&mut volume, status), ["Delete Deleted"]);
+    }
 }
