@@ -114,6 +114,7 @@ fn a_wrong_value_is_refused_with_its_name() {
         ("controller.replicas=0", "/controller/replicas"),
         ("node.kubeletDir=kubelet", "/node/kubeletDir"),
         ("node.maxVolumes=-1", "/node/maxVolumes"),
+        ("http.port=0", "/http/port"),
         ("nodes.maxVolumes=1", "nodes"),
     ] {
         let refused = helm(&["template", "helm/coffer", minimal, "--set", setting]);

@@ -23,3 +23,19 @@ app.kubernetes.io/component: {{ .component }}
 - name: COFFER_LOG_FORMAT
   value: {{ .Values.logFormat }}
 {{- end }}
+
+{{- /* Restarted if it hangs; called by nobody before it serves its socket. */}}
+{{- define "coffer.probes" -}}
+ports:
+  - name: http
+    containerPort: {{ .Values.http.port }}
+livenessProbe:
+  httpGet: {path: /healthz, port: http}
+  periodSeconds: 20
+  timeoutSeconds: 5
+  failureThreshold: 6
+readinessProbe:
+  httpGet: {path: /readyz, port: http}
+  periodSeconds: 10
+  timeoutSeconds: 3
+{{- end }}
