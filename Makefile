@@ -15,7 +15,7 @@ DENY         := $(HOME)/.cache/coffer/cargo-deny-$(DENY_VERSION)/bin/cargo-deny
 PACKAGES := mmdebstrap qemu-system-x86 swtpm libcryptsetup-dev libclang-dev clang libtss2-dev tpm2-tools \
             cryptsetup-bin e2fsprogs xfsprogs pkg-config iproute2 jq strace openssl
 
-.PHONY: setup build lint unit conformance kbs chart manifests api kernel faults sanity demo cluster test soak bench shell down
+.PHONY: setup build lint unit csi kbs chart manifests api kernel faults sanity demo cluster test soak bench shell down
 
 # Debian packages that are missing; asks the mirror only if one is.
 setup:
@@ -40,9 +40,9 @@ $(DENY):
 unit: build
 	$(RIG) unit '$(T)'
 
-# Every cell of the CSI's conformance table over the real socket.
-conformance: build
-	$(RIG) target conformance '$(T)'
+# Every cell of the CSI's error table over the real socket.
+csi: build
+	$(RIG) target csi '$(T)'
 
 # The driver's key source against dev-kbs, with a software TPM.
 kbs: build
