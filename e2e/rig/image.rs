@@ -30,7 +30,7 @@ const PACKAGES: &[&str] = &[
     "tpm2-tools",
     "fio",
     "procps",
-    "runc",
+    "crun",
     "containernetworking-plugins",
     "etcd-server",
     "dmsetup",
