@@ -63,6 +63,7 @@ pub(crate) struct Parts {
     kubernetes: PathBuf,
     debian: PathBuf,
     image: Image,
+    pool_bytes: u64,
 }
 
 impl Parts {
@@ -71,7 +72,12 @@ impl Parts {
         let image = Image::get()?;
         let kubernetes = kubernetes::programs()?;
         let debian = kubernetes::debian_programs()?;
-        Ok(Self { product: Programs::product()?, kubernetes, debian, image })
+        Ok(Self { product: Programs::product()?, kubernetes, debian, image, pool_bytes: POOL_BYTES })
+    }
+
+    /// The same with another size of the pool's disk.
+    pub(crate) fn with_pool(self, pool_bytes: u64) -> Self {
+        Self { pool_bytes, ..self }
     }
 }
 
@@ -115,7 +121,7 @@ impl Cluster {
         for user in ["kubelet", "provisioner"] {
             fs::copy(plane.kubeconfig_in_guest(user), share.join(format!("node/{user}.kubeconfig")))?;
         }
-        let mut machine = Machine::create(run, parts.image, node(fate))?;
+        let mut machine = Machine::create(run, parts.image, node(parts.pool_bytes, fate))?;
         let guest = stage("Boot the node: QEMU, swtpm", || machine.boot())?;
         let cluster = Self { run: run.to_owned(), plane, machine, guest };
         stage("Node Ready", || cluster.wait_until_ready())?;
@@ -137,9 +143,9 @@ pub(crate) fn has_condition(object: &Value, kind: &str) -> bool {
     conditions.into_iter().flatten().any(|condition| condition["type"] == kind && condition["status"] == "True")
 }
 
-fn node(fate: Fate) -> Spec {
+fn node(pool_bytes: u64, fate: Fate) -> Spec {
     let forwards = vec![Forward { host: Ipv4Addr::LOCALHOST, port: KUBELET_PORT }];
-    Spec { name: NODE.into(), subnet: 2, memory_mib: MEMORY_MIB, pool_bytes: POOL_BYTES, forwards, fate }
+    Spec { name: NODE.into(), subnet: 2, memory_mib: MEMORY_MIB, pool_bytes, forwards, fate }
 }
 
 /// Puts everything that the node finds in `/share` there.

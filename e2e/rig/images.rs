@@ -1,7 +1,10 @@
-//! Container images without a registry: one static busybox, as an OCI layout in a tar file.
+//! Container images without a registry, as OCI layouts in tar files: one static busybox, alone and with what
+//! Kubernetes' own test suite wants beside it.
 //!
-//! The same image serves as the pod sandbox's and as the workload's. `ctr image import` takes it; nothing is pulled.
+//! The busybox serves as the pod sandbox's image and as every workload's. `ctr image import` takes them; nothing is
+//! pulled.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::Write;
 use std::path::Path;
@@ -14,10 +17,24 @@ use serde_json::json;
 use sha2::Digest as _;
 use sha2::Sha256;
 
+use crate::kubernetes::DD;
+
 /// The sandbox's image, named in containerd's configuration.
 pub(crate) const PAUSE: &str = "localhost/pause:1";
 /// The workload's image, named in `examples/`.
 pub(crate) const BUSYBOX: &str = "docker.io/library/busybox:latest";
+
+/// What Kubernetes' own suite calls the image of nearly all its pods, that of the one case which executes a file from a
+/// volume (any shell will do), and the sandbox's.
+const SUITE_BUSYBOX: [&str; 3] = [
+    "registry.k8s.io/e2e-test-images/busybox:1.37.0-2",
+    "registry.k8s.io/e2e-test-images/nginx:1.27.0-2",
+    "registry.k8s.io/pause:3.10.2",
+];
+/// The suite's program of many uses; it is built together with Kubernetes.
+const SUITE_AGNHOST: &str = "registry.k8s.io/e2e-test-images/agnhost:2.66.1";
+/// The suite's image where it wants a `dd` that busybox has not (`oflag=nocache`).
+const SUITE_DD: &str = "registry.k8s.io/e2e-test-images/glibc-dns-testing:2.1.1";
 
 /// A descriptor of the OCI image specification: what a blob is, its digest and size.
 fn descriptor(media_type: &str, blob: &[u8]) -> Value {
@@ -29,40 +46,99 @@ fn digest(blob: &[u8]) -> String {
     hex::encode(Sha256::digest(blob))
 }
 
-/// Writes both images to `to`, made of the static `busybox`.
+/// Writes the images of sandbox and workload to `to`, made of the static `busybox`.
 pub(crate) fn write(busybox: &Path, to: &Path) -> Result<()> {
-    let layer = layer(busybox)?;
-    let config = serde_json::to_vec(&json!({
-        "architecture": "amd64",
-        "os": "linux",
-        "config": { "Env": ["PATH=/bin"], "Cmd": ["/bin/sleep", "infinity"] },
-        "rootfs": { "type": "layers", "diff_ids": [format!("sha256:{}", digest(&layer))] },
-    }))?;
-    let manifest = serde_json::to_vec(&json!({
-        "schemaVersion": 2,
-        "mediaType": "application/vnd.oci.image.manifest.v1+json",
-        "config": descriptor("application/vnd.oci.image.config.v1+json", &config),
-        "layers": [descriptor("application/vnd.oci.image.layer.v1.tar", &layer)],
-    }))?;
-    let named = |name: &str| {
-        let mut entry = descriptor("application/vnd.oci.image.manifest.v1+json", &manifest);
-        // containerd's importer takes the full name from this annotation.
-        entry["annotations"] = json!({ "io.containerd.image.name": name });
-        entry
-    };
-    let index = json!({ "schemaVersion": 2, "manifests": [named(PAUSE), named(BUSYBOX)] });
+    let mut archive = Archive::create(to)?;
+    archive.add(&[PAUSE, BUSYBOX], &[&busybox_layer(busybox)?], &busybox_config())?;
+    archive.finish()
+}
 
-    let mut tar = tar::Builder::new(fs::File::create(to)?);
-    append(&mut tar, "oci-layout", br#"{"imageLayoutVersion":"1.0.0"}"#, 0o644)?;
-    append(&mut tar, "index.json", &serde_json::to_vec(&index)?, 0o644)?;
-    for blob in [&layer, &config, &manifest] {
-        append(&mut tar, &format!("blobs/sha256/{}", digest(blob)), blob, 0o644)?;
+/// Writes the images that Kubernetes' own storage suite asks for to `to`. `dd` is the directory with GNU's.
+pub(crate) fn write_of_suite(busybox: &Path, agnhost: &Path, dd: &Path, to: &Path) -> Result<()> {
+    let [program, loader, library] = DD.map(|file| dd.join(file));
+    let busybox = busybox_layer(busybox)?;
+    let agnhost = layer_of(&[("agnhost", agnhost)])?;
+    let dd = layer_of(&[
+        ("bin/dd", &program),
+        ("lib64/ld-linux-x86-64.so.2", &loader),
+        ("lib/x86_64-linux-gnu/libc.so.6", &library),
+    ])?;
+    let mut archive = Archive::create(to)?;
+    archive.add(&SUITE_BUSYBOX, &[&busybox], &busybox_config())?;
+    archive.add(&[SUITE_DD], &[&busybox, &dd], &busybox_config())?;
+    let config = json!({ "Env": ["PATH=/bin"], "Entrypoint": ["/agnhost"], "Cmd": ["pause"] });
+    archive.add(&[SUITE_AGNHOST], &[&busybox, &agnhost], &config)?;
+    archive.finish()
+}
+
+/// An OCI layout with several images.
+struct Archive {
+    tar: tar::Builder<fs::File>,
+    manifests: Vec<Value>,
+    blobs: BTreeSet<String>,
+}
+
+impl Archive {
+    fn create(path: &Path) -> Result<Self> {
+        let mut tar = tar::Builder::new(fs::File::create(path)?);
+        append(&mut tar, "oci-layout", br#"{"imageLayoutVersion":"1.0.0"}"#, 0o644)?;
+        Ok(Self { tar, manifests: Vec::new(), blobs: BTreeSet::new() })
     }
-    tar.finish().context("write the images")
+
+    /// Adds one image under each of `names`.
+    fn add(&mut self, names: &[&str], layers: &[&[u8]], config: &Value) -> Result<()> {
+        let differences: Vec<_> = layers.iter().map(|layer| format!("sha256:{}", digest(layer))).collect();
+        let config = serde_json::to_vec(&json!({
+            "architecture": "amd64",
+            "os": "linux",
+            "config": config,
+            "rootfs": { "type": "layers", "diff_ids": differences },
+        }))?;
+        let described: Vec<_> =
+            layers.iter().map(|layer| descriptor("application/vnd.oci.image.layer.v1.tar", layer)).collect();
+        let manifest = serde_json::to_vec(&json!({
+            "schemaVersion": 2,
+            "mediaType": "application/vnd.oci.image.manifest.v1+json",
+            "config": descriptor("application/vnd.oci.image.config.v1+json", &config),
+            "layers": described,
+        }))?;
+        for blob in layers.iter().copied().chain([config.as_slice(), &manifest]) {
+            let path = format!("blobs/sha256/{}", digest(blob));
+            if self.blobs.insert(path.clone()) {
+                append(&mut self.tar, &path, blob, 0o644)?;
+            }
+        }
+        for name in names {
+            let mut entry = descriptor("application/vnd.oci.image.manifest.v1+json", &manifest);
+            // containerd's importer takes the full name from this annotation.
+            entry["annotations"] = json!({ "io.containerd.image.name": name });
+            self.manifests.push(entry);
+        }
+        Ok(())
+    }
+
+    fn finish(mut self) -> Result<()> {
+        let index = json!({ "schemaVersion": 2, "manifests": self.manifests });
+        append(&mut self.tar, "index.json", &serde_json::to_vec(&index)?, 0o644)?;
+        self.tar.finish().context("write the images")
+    }
+}
+
+fn busybox_config() -> Value {
+    json!({ "Env": ["PATH=/bin"], "Cmd": ["/bin/sleep", "infinity"] })
+}
+
+/// Programs and libraries by their path in the image.
+fn layer_of(files: &[(&str, &Path)]) -> Result<Vec<u8>> {
+    let mut tar = tar::Builder::new(Vec::new());
+    for (path, file) in files {
+        append(&mut tar, path, &fs::read(file)?, 0o755)?;
+    }
+    Ok(tar.into_inner()?)
 }
 
 /// busybox with a link for each of its programs, and the directories that a shell expects.
-fn layer(busybox: &Path) -> Result<Vec<u8>> {
+fn busybox_layer(busybox: &Path) -> Result<Vec<u8>> {
     let mut tar = tar::Builder::new(Vec::new());
     for dir in ["bin/", "etc/", "root/", "tmp/"] {
         let mut header = header(0, 0o755);

@@ -1,4 +1,4 @@
-//! Kubernetes, csi-provisioner, csi-sanity, containerd and Helm, built from Go modules into the cache.
+//! Kubernetes, its test suite, csi-provisioner, csi-sanity, containerd and Helm, built from Go modules into the cache.
 //!
 //! The tree holds only `go.mod` and `go.sum`; what is built is named by their `tool` lines. One set of programs is kept
 //! per content of these files, flags and Go version, so a second run builds nothing.
@@ -22,12 +22,23 @@ const PROVISIONER_KUBERNETES: &str = "v1.36.3";
 const PROVISIONER: &str = "v6.3.0";
 const CONTAINERD: &str = "2.3.4";
 const HELM: &str = "4.2.4";
+/// GNU's `dd`, its loader and its library, as the node's Debian tree has them.
+pub(crate) const DD: [&str; 3] =
+    ["usr/bin/dd", "usr/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2", "usr/lib/x86_64-linux-gnu/libc.so.6"];
 
-/// One `go install`: where, with which `-ldflags` after `-s -w`, and what.
+/// One call of `go`: where, with which `-ldflags` after `-s -w`, and what.
 struct Install {
     dir: &'static str,
     variables: String,
-    targets: Vec<String>,
+    what: What,
+}
+
+/// What a call of `go` builds.
+enum What {
+    /// These programs, with `go install`.
+    Programs(Vec<String>),
+    /// The tests of this package, with `go test -c`.
+    Tests(&'static str),
 }
 
 /// The directory with all programs of a cluster, built if the cache does not have them.
@@ -40,9 +51,19 @@ pub(crate) fn helm() -> Result<PathBuf> {
     let install = Install {
         dir: "provisioner",
         variables: format!("-X helm.sh/helm/v4/internal/version.version=v{HELM}"),
-        targets: vec![format!("helm.sh/helm/v4/cmd/helm@v{HELM}")],
+        what: What::Programs(vec![format!("helm.sh/helm/v4/cmd/helm@v{HELM}")]),
     };
     Ok(built("helm", &[install])?.join("helm"))
+}
+
+/// Kubernetes' own test suite, which only the layer `conformance` needs.
+pub(crate) fn suite() -> Result<PathBuf> {
+    let install = Install {
+        dir: "k8s",
+        variables: kubernetes_version(KUBERNETES),
+        what: What::Tests("k8s.io/kubernetes/test/e2e"),
+    };
+    Ok(built("e2e.test", &[install])?.join("e2e.test"))
 }
 
 fn built(name: &str, installs: &[Install]) -> Result<PathBuf> {
@@ -53,22 +74,32 @@ fn built(name: &str, installs: &[Install]) -> Result<PathBuf> {
             inputs.push(fs::read_to_string(source.join(install.dir).join(file))?);
         }
         inputs.push(install.variables.clone());
-        inputs.extend(install.targets.clone());
+        inputs.extend(install.what.packages());
     }
     let inputs: Vec<&str> = inputs.iter().map(String::as_str).collect();
-    cache::artefact(name, &inputs, |path| installs.iter().try_for_each(|install| go_install(&source, install, path)))
+    cache::artefact(name, &inputs, |path| installs.iter().try_for_each(|install| go(&source, install, path)))
 }
 
 /// etcd for the control plane and a static busybox for the images, out of the node's Debian tree.
 pub(crate) fn debian_programs() -> Result<PathBuf> {
+    Ok(out_of_tree("debian-programs", &["usr/bin/etcd", "usr/bin/busybox"])?.join("usr/bin"))
+}
+
+/// A directory with GNU's `dd` and what it needs, [`DD`], for the images of Kubernetes' own test suite.
+pub(crate) fn dd() -> Result<PathBuf> {
+    out_of_tree("dd", &DD)
+}
+
+fn out_of_tree(name: &str, files: &[&str]) -> Result<PathBuf> {
     let tree = image::tree()?;
-    let name = tree.to_string_lossy().into_owned();
-    let members = ["./usr/bin/etcd", "./usr/bin/busybox"];
-    let made = cache::artefact("debian-programs", &[&[name.as_str()], &members[..]].concat(), |path| {
+    let of_tree = tree.to_string_lossy().into_owned();
+    let members: Vec<_> = files.iter().map(|file| format!("./{file}")).collect();
+    let mut inputs = vec![of_tree.as_str()];
+    inputs.extend(members.iter().map(String::as_str));
+    cache::artefact(name, &inputs, |path| {
         fs::create_dir(path)?;
-        succeed(Command::new("tar").arg("-C").arg(path).arg("-xf").arg(&tree).args(members))
-    })?;
-    Ok(made.join("usr/bin"))
+        succeed(Command::new("tar").arg("-C").arg(path).arg("-xf").arg(&tree).args(&members))
+    })
 }
 
 fn installs() -> [Install; 3] {
@@ -76,16 +107,20 @@ fn installs() -> [Install; 3] {
     let targets = ["containerd", "containerd-shim-runc-v2", "ctr"]
         .map(|program| format!("{containerd}/cmd/{program}@v{CONTAINERD}"));
     [
-        Install { dir: "k8s", variables: kubernetes_version(KUBERNETES), targets: vec!["tool".to_owned()] },
+        Install {
+            dir: "k8s",
+            variables: kubernetes_version(KUBERNETES),
+            what: What::Programs(vec!["tool".to_owned()]),
+        },
         Install {
             dir: "provisioner",
             variables: format!("{} -X main.version={PROVISIONER}", kubernetes_version(PROVISIONER_KUBERNETES)),
-            targets: vec!["tool".to_owned()],
+            what: What::Programs(vec!["tool".to_owned()]),
         },
         Install {
             dir: "provisioner",
             variables: format!("-X {containerd}/version.Version={CONTAINERD}"),
-            targets: targets.to_vec(),
+            what: What::Programs(targets.to_vec()),
         },
     ]
 }
@@ -108,13 +143,33 @@ fn kubernetes_version(version: &str) -> String {
     ["k8s.io/component-base/version", "k8s.io/client-go/pkg/version"].map(of).join(" ")
 }
 
+impl What {
+    fn packages(&self) -> Vec<String> {
+        match self {
+            Self::Programs(packages) => packages.clone(),
+            Self::Tests(package) => vec![(*package).to_owned()],
+        }
+    }
+
+    /// `go`'s arguments in front of the flags that all have in common.
+    fn arguments(&self, into: &Path) -> Vec<String> {
+        match self {
+            Self::Programs(_) => vec!["install".to_owned()],
+            // With a slash at its end it is a directory; the file is then called `<package>.test`.
+            Self::Tests(_) => ["test", "-c", "-o", &format!("{}/", into.display())].map(str::to_owned).to_vec(),
+        }
+    }
+}
+
 /// `-trimpath` and the same flags for every module: Go's build cache is then shared between them.
-fn go_install(source: &Path, install: &Install, into: &Path) -> Result<()> {
-    println!("    go install {} in e2e/rig/go/{}", install.targets.join(" "), install.dir);
+fn go(source: &Path, install: &Install, into: &Path) -> Result<()> {
+    let (arguments, packages) = (install.what.arguments(into), install.what.packages());
+    println!("    go {} {} in e2e/rig/go/{}", arguments[0], packages.join(" "), install.dir);
+    fs::create_dir_all(into)?;
     let mut command = Command::new("go");
     command.current_dir(source.join(install.dir));
     command.env("GOBIN", into).env("CGO_ENABLED", "0").env("GOTOOLCHAIN", "local");
-    command.args(["install", "-trimpath", "-tags=no_btrfs"]);
-    command.arg(format!("-ldflags=-s -w {}", install.variables)).args(&install.targets);
+    command.args(arguments).args(["-trimpath", "-tags=no_btrfs"]);
+    command.arg(format!("-ldflags=-s -w {}", install.variables)).args(packages);
     succeed(&mut command)
 }

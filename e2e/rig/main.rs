@@ -12,6 +12,7 @@ mod bench;
 mod cache;
 mod certificates;
 mod cluster;
+mod conformance;
 mod control_plane;
 mod demo;
 mod guest;
@@ -39,6 +40,7 @@ use anyhow::Result;
 use clap::Parser;
 use clap::Subcommand;
 
+use conformance::Part;
 use process::Fate;
 
 /// Runs Coffer's tests and its demo on nodes of their own.
@@ -107,6 +109,18 @@ enum Command {
     },
     /// Boot a fresh node without Kubernetes and leave it up for `shell`.
     Up,
+    /// Run Kubernetes' own storage suite in a fresh cluster.
+    Conformance {
+        /// Only cases whose names match this regular expression.
+        #[arg(default_value = "")]
+        filter: String,
+        /// Only the part of it that `make test` has time for.
+        #[arg(long, conflicts_with = "filter")]
+        representative: bool,
+        /// Leave the rig up afterwards, for `shell`.
+        #[arg(long)]
+        keep: bool,
+    },
     /// Tell the story of one volume in a fresh Kubernetes of one node.
     Demo {
         /// Leave the rig up afterwards, for `shell`.
@@ -123,14 +137,18 @@ enum Command {
     },
     /// Open a shell on the node of a rig that was left up, or run one command there.
     Shell {
-        /// Which run: demo, kernel, up.
+        /// Which run: demo, conformance, kernel, up.
         #[arg(long, default_value = "demo")]
         of: String,
         /// Run this and end with its status.
         script: Vec<String>,
     },
-    /// End what `demo --keep` left up; other runs go on.
-    Down,
+    /// End what `--keep` left up; other runs go on.
+    Down {
+        /// Which run: demo, conformance.
+        #[arg(long, default_value = "demo")]
+        of: String,
+    },
 }
 
 fn main() -> ExitCode {
@@ -164,11 +182,19 @@ fn run(arguments: Arguments) -> Result<()> {
             let programs = programs::Programs::product()?;
             suites::boot(&run.join("up"), &programs, Fate::Kept).map(drop)
         }
-        Command::Demo { keep } => demo::tell(&run.join("demo"), if keep { Fate::Kept } else { Fate::WithRig }),
+        Command::Conformance { filter, representative, keep } => {
+            let part = if representative { Part::Representative } else { Part::Matching(filter) };
+            conformance::test(&run.join("conformance"), &part, fate(keep))
+        }
+        Command::Demo { keep } => demo::tell(&run.join("demo"), fate(keep)),
         Command::Search { path, direct } => search_standard_input(&path, direct),
         Command::Shell { of, script } => shell::open(&run.join(of), &script.join(" ")),
-        Command::Down => process::kill_recorded(&run.join("demo")),
+        Command::Down { of } => process::kill_recorded(&run.join(of)),
     }
+}
+
+fn fate(keep: bool) -> Fate {
+    if keep { Fate::Kept } else { Fate::WithRig }
 }
 
 fn search_standard_input(path: &std::path::Path, direct: bool) -> Result<()> {
