@@ -1,5 +1,5 @@
 # Every target can be called alone; each prints `N passed, N failed` as its last line where it tests anything.
-# It wants root on Debian 12, Rust, Go and the package registries. T=words narrows `unit` and `kernel`.
+# It wants root on Debian 12, Rust, Go and the package registries. T=words narrows most of them.
 
 CARGO  := cargo
 FLAGS  := --release --all-features
@@ -15,7 +15,8 @@ DENY         := $(HOME)/.cache/coffer/cargo-deny-$(DENY_VERSION)/bin/cargo-deny
 PACKAGES := mmdebstrap qemu-system-x86 swtpm libcryptsetup-dev libclang-dev clang libtss2-dev tpm2-tools \
             cryptsetup-bin e2fsprogs xfsprogs pkg-config iproute2 jq strace openssl
 
-.PHONY: setup build lint unit csi kbs chart manifests api kernel faults sanity demo cluster test soak bench shell down
+.PHONY: setup build lint unit csi kbs chart manifests api kernel faults sanity demo cluster conformance \
+        conformance-short test soak bench shell down
 
 # Debian packages that are missing; asks the mirror only if one is.
 setup:
@@ -77,11 +78,19 @@ demo: build
 cluster: build
 	$(RIG) --run .rig/cluster demo
 
+# Kubernetes' own storage suite, every case of what Coffer claims to do; KEEP=1 leaves the rig up.
+conformance: build
+	$(RIG) conformance $(if $(KEEP),--keep) '$(T)'
+
+# One case of it for each kind of volume and each feature.
+conformance-short: build
+	$(RIG) --run .rig/short conformance --representative
+
 # csi-sanity in full against the real kernel, with mounts and with block devices.
 sanity: build
 	$(RIG) sanity
 
-# Everything of the above; CI runs this.
+# Everything of the above but the whole of Kubernetes' suite; CI runs this.
 test: lint build
 	$(RIG) all
 

@@ -53,13 +53,14 @@ pub(crate) fn write(busybox: &Path, to: &Path) -> Result<()> {
     archive.finish()
 }
 
-/// Writes the images that Kubernetes' own storage suite asks for to `to`. `dd` is the directory with GNU's.
+/// Writes the images that Kubernetes' own storage suite asks for to `to`. `dd` is the directory with [`DD`].
 pub(crate) fn write_of_suite(busybox: &Path, agnhost: &Path, dd: &Path, to: &Path) -> Result<()> {
-    let [program, loader, library] = DD.map(|file| dd.join(file));
+    let [program, shell, loader, library] = DD.map(|file| dd.join(file));
     let busybox = busybox_layer(busybox)?;
     let agnhost = layer_of(&[("agnhost", agnhost)])?;
     let dd = layer_of(&[
         ("bin/dd", &program),
+        ("bin/sh", &shell),
         ("lib64/ld-linux-x86-64.so.2", &loader),
         ("lib/x86_64-linux-gnu/libc.so.6", &library),
     ])?;

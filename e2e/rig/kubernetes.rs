@@ -22,9 +22,13 @@ const PROVISIONER_KUBERNETES: &str = "v1.36.3";
 const PROVISIONER: &str = "v6.3.0";
 const CONTAINERD: &str = "2.3.4";
 const HELM: &str = "4.2.4";
-/// GNU's `dd`, its loader and its library, as the node's Debian tree has them.
-pub(crate) const DD: [&str; 3] =
-    ["usr/bin/dd", "usr/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2", "usr/lib/x86_64-linux-gnu/libc.so.6"];
+/// GNU's `dd`, a shell that has none of its own, their loader and their library, as the node's Debian tree has them.
+pub(crate) const DD: [&str; 4] = [
+    "usr/bin/dd",
+    "usr/bin/dash",
+    "usr/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2",
+    "usr/lib/x86_64-linux-gnu/libc.so.6",
+];
 
 /// One call of `go`: where, with which `-ldflags` after `-s -w`, and what.
 struct Install {
@@ -85,7 +89,7 @@ pub(crate) fn debian_programs() -> Result<PathBuf> {
     Ok(out_of_tree("debian-programs", &["usr/bin/etcd", "usr/bin/busybox"])?.join("usr/bin"))
 }
 
-/// A directory with GNU's `dd` and what it needs, [`DD`], for the images of Kubernetes' own test suite.
+/// A directory with [`DD`], for the images of Kubernetes' own test suite.
 pub(crate) fn dd() -> Result<PathBuf> {
     out_of_tree("dd", &DD)
 }

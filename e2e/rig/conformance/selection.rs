@@ -1,14 +1,31 @@
 //! Which cases of the suite run.
 
-/// Cases that the rig cannot offer what they need, each by the words that only it has.
+/// Cases for which the rig lacks something, by words that only they have, each with what it lacks.
 const LEFT_OUT: [&str; 0] = [];
 
-/// One case for each test pattern and each feature.
-const REPRESENTATIVE: [&str; 0] = [];
+/// One case for each test pattern and each feature, by words that only they have.
+const REPRESENTATIVE: [&str; 16] = [
+    "(default fs)] volumes should allow exec of files on the volume",
+    "(xfs)] volumes should store data",
+    "(block volmode)] volumes should store data",
+    "(block volmode)] volumeMode should not mount / map unused volumes",
+    "(ext4)] multiVolume should access to two volumes with different volume mode and retain data across pod recreation on the same node",
+    "(default fs)] provisioning should provision storage with mount options",
+    "(default fs)] subPath should support readOnly file specified in the volumeMount",
+    "(default fs)] fsgroupchangepolicy (Always)[LinuxOnly], rwop pod created with an initial fsgroup",
+    "(default fs)] read-write-once-pod should block a second pod",
+    "(default fs)] capacity provides storage capacity information",
+    "(filesystem volmode)] volumeLimits should verify that all csinodes have volume limits",
+    "(delayed binding)] topology should provision a volume and schedule a pod with AllowedTopologies",
+    "(immediate binding)] topology should fail to schedule a pod",
+    "(default fs) (late-binding)] ephemeral should create read-only inline ephemeral volume",
+    "(default fs) (immediate-binding)] ephemeral should create read/write inline ephemeral volume",
+    "(block volmode) (late-binding)] ephemeral should support two pods which have the same volume definition",
+];
 
 /// A part of the suite.
 pub(crate) enum Part {
-    /// Every case whose name contains these words, which are a regular expression.
+    /// Every case whose name contains a match of this regular expression.
     Matching(String),
     /// What `make test` has time for.
     Representative,
@@ -18,12 +35,36 @@ impl Part {
     /// How Ginkgo is told.
     pub(super) fn arguments(&self) -> Vec<String> {
         let mut arguments: Vec<_> = match self {
-            Self::Matching(words) => vec![format!("--focus=External.Storage.*{words}")],
-            Self::Representative => {
-                REPRESENTATIVE.iter().map(|words| format!("--focus=External.Storage.*{words}")).collect()
-            }
+            Self::Matching(words) => vec![focus(words)],
+            Self::Representative => REPRESENTATIVE.iter().map(|words| focus(&literal(words))).collect(),
         };
-        arguments.extend(LEFT_OUT.iter().map(|words| format!("--skip={words}")));
+        arguments.extend(LEFT_OUT.iter().map(|words| format!("--skip={}", literal(words))));
         arguments
+    }
+}
+
+fn focus(expression: &str) -> String {
+    format!("--focus=External.Storage.*{expression}")
+}
+
+/// The regular expression that matches `text` and nothing else.
+fn literal(text: &str) -> String {
+    let mut expression = String::new();
+    for character in text.chars() {
+        if r"\.+*?()|[]{}^$".contains(character) {
+            expression.push('\\');
+        }
+        expression.push(character);
+    }
+    expression
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_are_matched_as_they_stand() {
+        assert_eq!(literal("(xfs)] a.b"), r"\(xfs\)\] a\.b");
     }
 }
