@@ -414,8 +414,9 @@ fn keep_no_freed_memory() {
 }
 
 fn start_log(cli: &Cli) -> Result<()> {
-    // At `info` the TSS tells of every connection it closes. A directive for it in --log wins over this one.
-    let directives = format!("tss_esapi=warn,{}", cli.log);
+    // At `info` the TSS tells of every connection it closes; the client of Kubernetes tells of every failure that is told
+    // again with its cause. Directives for them in --log win over these.
+    let directives = format!("tss_esapi=warn,kube_client::client::builder=off,{}", cli.log);
     let filter =
         EnvFilter::try_new(directives).map_err(|error| Error::invalid("--log", "is not a filter").caused_by(error))?;
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);

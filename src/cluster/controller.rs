@@ -60,7 +60,7 @@ impl ClusterPools {
         let watched = watcher(Api::<EncryptedPool>::all(client.clone()), watcher::Config::default());
         let reflected = watched.default_backoff().reflect(writer).for_each(|event| {
             if let Err(error) = event {
-                tracing::warn!(%error, "the pools cannot be watched");
+                tracing::warn!(error = &error as &dyn std::error::Error, "the pools cannot be watched");
             }
             std::future::ready(())
         });

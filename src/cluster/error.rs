@@ -28,6 +28,6 @@ pub(super) fn unreachable(task: &str, cause: impl Into<Box<dyn StdError + Send +
 /// Logs why resources cannot be watched. What failed for one resource was logged where it failed.
 pub async fn complain<T, E: StdError>(outcome: Result<T, ControllerError<E, watcher::Error>>) {
     if let Err(ControllerError::QueueError(error)) = outcome {
-        tracing::warn!(%error, "the cluster's resources cannot be watched");
+        tracing::warn!(error = &error as &dyn StdError, "the cluster's resources cannot be watched");
     }
 }

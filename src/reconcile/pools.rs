@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::collections::HashMap;
+use std::error::Error as StdError;
 use std::time::Duration;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
@@ -68,7 +69,8 @@ impl PoolReporter {
                     match self.show(&sighting, status.clone()).await {
                         Ok(()) => drop(shown.insert(sighting.name, status)),
                         Err(error) => {
-                            tracing::warn!(pool = %sighting.name, %error, "the pool's resource cannot be written");
+                            let error: &dyn StdError = &error;
+                            tracing::warn!(pool = %sighting.name, error, "the pool's resource cannot be written");
                             shown.remove(&sighting.name);
                         }
                     }
