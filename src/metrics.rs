@@ -23,7 +23,7 @@ use prometheus_client::registry::Unit;
 use crate::volume::PoolName;
 use crate::volume::Reason;
 
-/// Upper ends of the buckets of an operation's duration, in seconds: from a look at the kernel to the kubelet's deadline.
+/// Upper ends of the buckets of a duration, in seconds: from a look at the kernel to the kubelet's deadline.
 const BUCKETS: [f64; 13] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 45.0, 120.0];
 /// The word in the place of a reason for what went well.
 const OK: &str = "OK";
@@ -39,7 +39,7 @@ pub struct Metrics(Arc<Counts>);
 #[derive(Debug)]
 struct Counts {
     operations: Family<Labels<2>, Histogram, fn() -> Histogram>,
-    key_requests: Family<Labels<2>, Counter>,
+    key_requests: Family<Labels<2>, Histogram, fn() -> Histogram>,
     integrity_errors: Family<Labels<1>, Counter>,
     /// Seconds since 1970; 0 is never.
     last_attestation: AtomicU64,
@@ -49,7 +49,7 @@ impl Default for Counts {
     fn default() -> Self {
         Self {
             operations: Family::new_with_constructor(|| Histogram::new(BUCKETS)),
-            key_requests: Family::default(),
+            key_requests: Family::new_with_constructor(|| Histogram::new(BUCKETS)),
             integrity_errors: Family::default(),
             last_attestation: AtomicU64::new(0),
         }
@@ -84,9 +84,9 @@ impl Metrics {
     }
 
     /// The KBS at `kbs` was asked for a key, and released it unless there is a `refusal`.
-    pub fn key_request(&self, kbs: &str, refusal: Option<Reason>) {
+    pub fn key_request(&self, kbs: &str, refusal: Option<Reason>, took: Duration) {
         let labels = [("kbs", kbs.to_owned()), ("result", word(refusal))];
-        self.0.key_requests.get_or_create(&labels).inc();
+        self.0.key_requests.get_or_create(&labels).observe(took.as_secs_f64());
         if refusal.is_none() {
             let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
             self.0.last_attestation.store(now, Ordering::Relaxed);
@@ -121,9 +121,10 @@ impl Metrics {
 
     /// What only a node has.
     fn add_node(&self, table: &mut Registry, node: &NodeSight) {
-        table.register(
-            "key_requests",
-            "Keys that were asked for, by host of the KBS and reason word; OK is a key that was released",
+        table.register_with_unit(
+            "key_request_duration",
+            "How long attestation and key release took, by host of the KBS and reason word; OK is a key that was released",
+            Unit::Seconds,
             self.0.key_requests.clone(),
         );
         table.register(
@@ -184,13 +185,13 @@ mod tests {
     fn every_sample_has_a_type_and_help() {
         let metrics = Metrics::default();
         metrics.operation("NodeStageVolume", None, Duration::from_millis(7));
-        metrics.key_request("kbs.example", None);
+        metrics.key_request("kbs.example", None, Duration::from_millis(7));
         metrics.found(Reason::HeaderTampered);
         let text = metrics.text(Some(&node()));
         for (name, kind) in [
             ("coffer_build", "info"),
             ("coffer_operation_duration_seconds", "histogram"),
-            ("coffer_key_requests", "counter"),
+            ("coffer_key_request_duration_seconds", "histogram"),
             ("coffer_integrity_errors", "counter"),
             ("coffer_last_attestation_timestamp_seconds", "gauge"),
             ("coffer_open_volumes", "gauge"),
@@ -221,7 +222,7 @@ mod tests {
         let metrics = Metrics::default();
         metrics.operation("NodeStageVolume", Some(Reason::PolicyDenied), Duration::from_secs(3));
         metrics.operation("NodeStageVolume", Some(Reason::PolicyDenied), Duration::from_secs(300));
-        metrics.key_request("kbs.example", Some(Reason::PolicyDenied));
+        metrics.key_request("kbs.example", Some(Reason::PolicyDenied), Duration::from_millis(7));
         metrics.found(Reason::RecordTampered);
         metrics.found(Reason::PolicyDenied);
         let text = metrics.text(Some(&node()));
@@ -229,11 +230,11 @@ mod tests {
         has(&text, &format!("coffer_operation_duration_seconds_count{{{labels}}} 2"));
         has(&text, &format!("coffer_operation_duration_seconds_bucket{{le=\"2.5\",{labels}}} 0"));
         has(&text, &format!("coffer_operation_duration_seconds_bucket{{le=\"120.0\",{labels}}} 1"));
-        has(&text, "coffer_key_requests_total{kbs=\"kbs.example\",result=\"PolicyDenied\"} 1");
+        has(&text, "coffer_key_request_duration_seconds_count{kbs=\"kbs.example\",result=\"PolicyDenied\"} 1");
         has(&text, "coffer_integrity_errors_total{reason=\"RecordTampered\"} 1");
         assert_eq!(text.matches("coffer_integrity_errors_total").count(), 1, "{text}");
         assert!(!text.contains("last_attestation"), "nothing was released:\n{text}");
-        metrics.key_request("kbs.example", None);
+        metrics.key_request("kbs.example", None, Duration::from_millis(7));
         let text = metrics.text(Some(&node()));
         let told = text.lines().find_map(|line| line.strip_prefix("coffer_last_attestation_timestamp_seconds "));
         let told: u64 = told.expect("shown").parse().expect("seconds");

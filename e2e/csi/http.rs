@@ -86,7 +86,8 @@ async fn calls_keys_volumes_and_pools_are_measured() {
     let calls = |reason: &str| {
         format!("coffer_operation_duration_seconds_count{{method=\"NodeStageVolume\",reason=\"{reason}\"}}")
     };
-    let requests = |result: &str| format!("coffer_key_requests_total{{kbs=\"kbs.example\",result=\"{result}\"}}");
+    let requests =
+        |result: &str| format!("coffer_key_request_duration_seconds_count{{kbs=\"kbs.example\",result=\"{result}\"}}");
     assert_eq!((value(&before, &calls("PolicyDenied")), value(&before, &calls("OK"))), (1, 0), "{before}");
     assert_eq!((value(&before, &requests("PolicyDenied")), value(&before, &requests("OK"))), (1, 0), "{before}");
     assert_eq!(value(&before, "coffer_open_volumes"), 0);

@@ -98,9 +98,10 @@ impl<'a> Climb<'a> {
     fn fetch_keys(&self) -> Result<VolumeKeys> {
         let started = Instant::now();
         let released = Handle::current().block_on(self.host.keys.secret(&self.record.key_uri));
-        self.host.metrics.key_request(self.host.keys.kbs(), released.as_ref().err().map(Error::reason));
+        let (took, refusal) = (started.elapsed(), released.as_ref().err().map(Error::reason));
+        self.host.metrics.key_request(self.host.keys.kbs(), refusal, took);
         let secret = released?;
-        tracing::info!(milliseconds = started.elapsed().as_millis(), key = %self.record.key_uri, "secret released");
+        tracing::info!(milliseconds = took.as_millis(), key = %self.record.key_uri, "secret released");
         let keys = VolumeKeys::derive(&secret, &self.shape.id)?;
         if self.record.state == State::Ready {
             self.record.authenticate(&keys.check, &keys.record)?;
