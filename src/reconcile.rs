@@ -93,18 +93,18 @@ impl Volumes {
         match volume.phase() {
             Some(Phase::Deleted | Phase::Rejected) => Ok(Action::await_change()),
             _ if volume.is_deleted() => self.erase(volume, id).await,
-            None => self.make(volume).await,
+            None => self.make(volume, id).await,
             Some(_) => self.show(volume, id).await,
         }
     }
 
-    async fn make(&self, volume: &EncryptedVolume) -> Result<Action> {
-        let made = match volume.volume() {
-            Ok(asked) => self.lifecycle.create(asked.spec).await.map(drop),
-            Err(error) => Err(error),
+    async fn make(&self, volume: &EncryptedVolume, id: VolumeId) -> Result<Action> {
+        let made = async {
+            self.lifecycle.create(volume.volume()?.spec).await?;
+            self.lifecycle.sight(id).await
         };
-        let (status, next) = match made {
-            Ok(()) => (status::provisioned(volume), PERIOD),
+        let (status, next) = match made.await {
+            Ok(sighting) => (status::provisioned(volume, &sighting), PERIOD),
             // The pool itself has said so: nothing of the volume is on its disk.
             Err(error) if error.reason() == Reason::NoSpace => (status::rejected(volume, &error), PERIOD),
             Err(error) => (status::pending(volume, &error), RETRY),

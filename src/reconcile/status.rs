@@ -11,14 +11,14 @@ use crate::cluster::Phase;
 use crate::cluster::condition;
 use crate::lifecycle::Sighting;
 use crate::volume::Error;
+use crate::volume::Reason;
 
 /// The word for a volume with which nothing is wrong.
 const HEALTHY: &str = "Healthy";
 
-/// The node has made the volume.
-pub(super) fn provisioned(volume: &EncryptedVolume) -> EncryptedVolumeStatus {
-    let mut status = before(volume);
-    status.phase = Some(Phase::Provisioned);
+/// The node has made the volume, and it looks like this.
+pub(super) fn provisioned(volume: &EncryptedVolume, sighting: &Sighting) -> EncryptedVolumeStatus {
+    let mut status = seen(volume, sighting);
     say(&mut status, volume, condition::PROVISIONED, Ok(("Provisioned", "the node has made the volume".into())));
     status
 }
@@ -105,10 +105,12 @@ pub(super) fn news(volume: &EncryptedVolume, status: &EncryptedVolumeStatus) -> 
         (condition::HEALTHY, "Look"),
     ] {
         let Some(now) = status.conditions.iter().find(|condition| condition.type_ == kind) else { continue };
-        let warning = now.status == "False";
-        let is_news = warning || kind == condition::ERASED;
+        let failed = now.status == "False";
+        // A claim is let go before its volume is closed: that is how every deletion begins.
+        let warning = failed && now.reason != Reason::StillStaged.as_str();
+        let is_news = failed || kind == condition::ERASED;
         let is_old = volume.condition(kind).is_some_and(|was| (&was.status, &was.reason) == (&now.status, &now.reason));
-        let reason = if warning { now.reason.clone() } else { "Deleted".to_owned() };
+        let reason = if failed { now.reason.clone() } else { "Deleted".to_owned() };
         if is_news && !is_old && news.iter().all(|told| told.reason != reason) {
             news.push(News { warning, reason, action, note: now.message.clone() });
         }
@@ -206,9 +208,9 @@ mod tests {
         assert_eq!(told(&mut volume, status), ["!Create PoolMissing"]);
         let status = pending(&volume, &full);
         assert!(told(&mut volume, status).is_empty());
-        let status = provisioned(&volume);
-        assert!(told(&mut volume, status).is_empty());
         let open = Sighting { is_open: true, refusal: None, health: Vec::new(), ..refused(Reason::Internal) };
+        let status = provisioned(&volume, &Sighting { is_open: false, is_ready: false, ..open.clone() });
+        assert!(told(&mut volume, status).is_empty());
         for _ in 0..2 {
             let status = seen(&volume, &refused(Reason::PolicyDenied));
             assert_eq!(told(&mut volume, status), ["!Stage PolicyDenied"]);
@@ -220,7 +222,7 @@ mod tests {
         let status = unseen(&volume, &Error::new(Reason::RecordTampered, "changed"));
         assert_eq!(told(&mut volume, status), ["!Look RecordTampered"]);
         let status = not_erased(&volume, &Error::new(Reason::StillStaged, "in use"));
-        assert_eq!(told(&mut volume, status), ["!Delete StillStaged"]);
+        assert_eq!(told(&mut volume, status), ["Delete StillStaged"]);
         let status = erased(&volume);
         assert_eq!(told(&mut volume, status), ["Delete Deleted"]);
     }
