@@ -13,9 +13,9 @@ DENY_VERSION := 0.20.2
 DENY         := $(HOME)/.cache/coffer/cargo-deny-$(DENY_VERSION)/bin/cargo-deny
 
 PACKAGES := mmdebstrap qemu-system-x86 swtpm libcryptsetup-dev libclang-dev clang libtss2-dev tpm2-tools \
-            cryptsetup-bin e2fsprogs xfsprogs pkg-config iproute2 jq strace openssl
+            cryptsetup-bin e2fsprogs xfsprogs buildah pkg-config iproute2 jq strace openssl
 
-.PHONY: setup build lint unit csi kbs chart manifests api kernel faults sanity demo cluster conformance \
+.PHONY: setup build lint unit csi scenarios kills kbs chart manifests api kernel faults sanity demo cluster conformance \
         conformance-short test soak bench shell down
 
 # Debian packages that are missing; asks the mirror only if one is.
@@ -26,6 +26,8 @@ setup:
 	fi
 
 build: setup
+	$(CARGO) build --release --bin coffer
+	install -D $(TARGET)/release/coffer $(TARGET)/shipped/coffer
 	$(CARGO) build $(FLAGS) --bins
 
 lint: setup $(DENY)
@@ -78,6 +80,10 @@ demo: build
 cluster: build
 	$(RIG) --run .rig/cluster demo
 
+# What must hold whatever happens to pods, nodes, driver and control plane.
+scenarios: build
+	$(RIG) scenarios $(if $(KEEP),--keep) '$(T)'
+
 # Kubernetes' own storage suite, every case of what Coffer claims to do; KEEP=1 leaves the rig up.
 conformance: build
 	$(RIG) conformance $(if $(KEEP),--keep) '$(T)'
@@ -94,9 +100,13 @@ sanity: build
 test: lint build
 	$(RIG) all
 
-# Every kill, and what is random or long.
-soak: build
+# The driver killed at every call that changes anything, and what is random or long.
+kills: build
 	$(RIG) --run .rig/soak kernel --soak '$(T)'
+
+# Both of it, whole: every kill and every scenario. Each can be taken up again with its own target and T=words.
+soak: build
+	$(RIG) soak
 
 # Ratios against cryptsetup by hand and by default, throughput, memory; ROUNDS=1 for a short look. No test.
 bench: build

@@ -25,6 +25,8 @@ use tonic::transport::Endpoint;
 pub(crate) const KUBELET: &str = "/var/lib/kubelet";
 /// The socket of the driver under test.
 pub(crate) const SOCKET: &str = "/var/lib/kubelet/plugins/csi.coffer.dev/csi.sock";
+/// What Kubernetes would call this node.
+const NODE: &str = "node1";
 /// Enough for a stage under TCG behind a slow KBS.
 const CALL_DEADLINE: Duration = Duration::from_secs(150);
 
@@ -62,6 +64,8 @@ pub(crate) struct Options {
     pub(crate) kbs: Vec<String>,
     /// Where both outputs of the program go.
     pub(crate) log: PathBuf,
+    /// The cluster that the driver is a node of, if it is not alone.
+    pub(crate) kubeconfig: Option<&'static str>,
 }
 
 /// A running driver and a connection to it.
@@ -275,7 +279,9 @@ fn target_path(id: &str, pod: &str) -> PathBuf {
 fn spawn(options: &Options) -> Child {
     let log = File::options().create(true).append(true).open(&options.log).expect("the driver's log");
     let mut command = Command::new("coffer");
-    command.args(["all", "--endpoint", &format!("unix://{SOCKET}"), "--node-name", "node1"]);
+    command.arg(if options.kubeconfig.is_some() { "node" } else { "all" });
+    command.envs(options.kubeconfig.map(|file| ("KUBECONFIG", file)));
+    command.args(["--endpoint", &format!("unix://{SOCKET}"), "--node-name", NODE]);
     command.arg("--pool").arg(&options.pool).args(&options.kbs).args(["--kubelet-dir", KUBELET]);
     command.stdout(log.try_clone().expect("a second handle")).stderr(log).spawn().expect("coffer starts")
 }

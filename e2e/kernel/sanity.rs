@@ -2,22 +2,31 @@
 
 use std::fs;
 use std::path::Path;
+use std::process::Child;
 use std::process::Command;
 
 use crate::driver::KUBELET;
 use crate::driver::SOCKET;
 use crate::scene::Scene;
 
-/// Runs every case with volumes of the access type `access`; a case may be skipped only for want of a capability.
-fn passes(access: &str) {
-    let scene = Scene::new();
+/// How the rig's API server is reached, of which this machine is a node, and how as the controller.
+const KUBECONFIG: &str = "/share/admin.kubeconfig";
+const CONTROLLER_KUBECONFIG: &str = "/share/controller.kubeconfig";
+/// The socket of the controller service in a cluster.
+const CONTROLLER_SOCKET: &str = "/run/coffer-controller.sock";
+
+/// Runs every case with volumes of the access type `access` against `scene`, whose controller service is at `controller`; a
+/// case may be skipped only for want of a capability.
+fn passes(scene: Scene, controller: &str, access: &str) {
     let parameters = "/tmp/parameters.yaml";
     fs::write(parameters, format!("keyUri: {}\n", crate::broker::KEY_URI)).expect("written");
-    let report = format!("/log/sanity-{access}.json");
+    let cluster = if controller == SOCKET { "alone" } else { "cluster" };
+    let report = format!("/log/sanity-{cluster}-{access}.json");
     let directory = Path::new(KUBELET).join("sanity");
     fs::create_dir_all(&directory).expect("a directory");
     let status = Command::new("csi-sanity")
         .arg(format!("--csi.endpoint=unix://{SOCKET}"))
+        .arg(format!("--csi.controllerendpoint=unix://{controller}"))
         .arg(format!("--csi.mountdir={}", directory.join("mount").display()))
         .arg(format!("--csi.stagingdir={}", directory.join("staging").display()))
         .arg(format!("--csi.testvolumeparameters={parameters}"))
@@ -55,11 +64,38 @@ fn skipped(report: &str) -> Vec<(String, String)> {
 #[test]
 #[ignore = "make sanity"]
 fn csi_sanity_passes_with_mounted_volumes() {
-    passes("mount");
+    passes(Scene::new(), SOCKET, "mount");
 }
 
 #[test]
 #[ignore = "make sanity"]
 fn csi_sanity_passes_with_block_volumes() {
-    passes("block");
+    passes(Scene::new(), SOCKET, "block");
+}
+
+#[test]
+#[ignore = "make sanity"]
+fn csi_sanity_passes_with_controller_and_node_in_a_cluster() {
+    let scene = Scene::in_cluster(KUBECONFIG);
+    let log = fs::File::create("/log/coffer-controller.log").expect("the controller's log");
+    let controller = Command::new("coffer")
+        .args(["controller", "--endpoint", &format!("unix://{CONTROLLER_SOCKET}")])
+        .env("KUBECONFIG", CONTROLLER_KUBECONFIG)
+        .stdout(log.try_clone().expect("a second handle"))
+        .stderr(log)
+        .spawn()
+        .expect("coffer starts");
+    let _controller = Controller(controller);
+    passes(scene, CONTROLLER_SOCKET, "mount");
+}
+
+/// Ends with the test, however that ends.
+struct Controller(Child);
+
+impl Drop for Controller {
+    fn drop(&mut self) {
+        // It has ended already if that fails.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }

@@ -43,11 +43,16 @@ impl Scene {
     pub(crate) fn with_pool_of(size: &str) -> Self {
         // What a failed test left here must not fail the next one.
         clear();
-        shell(&format!(
-            "mkfs.ext4 -q -F -E nodiscard {DISK} {size}
-             mkdir -p {MOUNT} && mount {DISK} {MOUNT} && mkdir {POOL} && coffer pool init {POOL}"
-        ));
-        Self::start()
+        make_pool(size);
+        Self::start(None)
+    }
+
+    /// The driver as a node of the cluster that `kubeconfig` names.
+    #[track_caller]
+    pub(crate) fn in_cluster(kubeconfig: &'static str) -> Self {
+        clear();
+        make_pool("3G");
+        Self::start(Some(kubeconfig))
     }
 
     /// The pool that an earlier boot left.
@@ -55,16 +60,16 @@ impl Scene {
     pub(crate) fn after_a_power_cut() -> Self {
         clear();
         shell(&format!("mount {DISK} {MOUNT}"));
-        Self::start()
+        Self::start(None)
     }
 
     #[track_caller]
-    fn start() -> Self {
+    fn start(kubeconfig: Option<&'static str>) -> Self {
         let broker = Broker::get();
         broker.reset();
-        let options = Options { pool: POOL.into(), kbs: broker.flags(), log: log(Location::caller()) };
+        let options = Options { pool: POOL.into(), kbs: broker.flags(), log: log(Location::caller()), kubeconfig };
         let driver = Driver::start(&options);
-        let before = Listing::take(&options.pool, Some(driver.pid()));
+        let before = listing(&options, Some(&driver));
         Self { broker, driver: Some(driver), options, before }
     }
 
@@ -103,7 +108,7 @@ impl Scene {
 
     /// What is there now and was not there when the scene began, and the reverse.
     pub(crate) fn changes(&self) -> Vec<String> {
-        Listing::take(&self.options.pool, self.driver.as_ref().map(Driver::pid)).changes(&self.before)
+        listing(&self.options, self.driver.as_ref()).changes(&self.before)
     }
 
     /// Ends the test: everything must be as it was.
@@ -118,6 +123,21 @@ impl Scene {
         self.driver.take().expect("the driver runs").terminate();
         shell(&format!("umount {MOUNT}"));
     }
+}
+
+/// What is there now. Connections to an API server come and go.
+fn listing(options: &Options, driver: Option<&Driver>) -> Listing {
+    let alone = driver.filter(|_| options.kubeconfig.is_none());
+    Listing::take(&options.pool, alone.map(Driver::pid))
+}
+
+/// Makes a pool on a file system of this size, as `mkfs.ext4` understands it.
+#[track_caller]
+fn make_pool(size: &str) {
+    shell(&format!(
+        "mkfs.ext4 -q -F -E nodiscard {DISK} {size}
+         mkdir -p {MOUNT} && mount {DISK} {MOUNT} && mkdir {POOL} && coffer pool init {POOL}"
+    ));
 }
 
 /// Removes whatever an earlier test left, in the order in which it was stacked.

@@ -2,6 +2,7 @@
 //!
 //! It is a report and no test. It fails if something could not be measured, never because a figure is bad.
 
+mod cluster;
 mod table;
 
 use std::collections::BTreeMap;
@@ -13,6 +14,7 @@ use anyhow::Result;
 use anyhow::bail;
 use serde::Deserialize;
 
+use crate::cluster::Parts;
 use crate::process::Fate;
 use crate::programs::Programs;
 use crate::suites;
@@ -41,9 +43,12 @@ const WORKLOADS: [(&str, &str); 4] = [
 ];
 const MOMENTS: [&str; 4] = ["idle", "1 staged", "50 staged", "all unstaged"];
 
-/// Boots a fresh node in `run`, measures `rounds` rounds there, and prints the report.
+/// Boots a fresh node in `run`, measures `rounds` rounds there, then twice as many in a cluster, and prints the report.
 pub(crate) fn report(run: &Path, rounds: u32) -> Result<()> {
-    let programs = suites::sandboxed(|| Programs::product()?.with_test("kernel"))?;
+    let programs = suites::sandboxed(|| {
+        Parts::get()?;
+        Programs::product()?.with_test("kernel")
+    })?;
     let (machine, guest) = suites::boot(run, &programs, Fate::WithRig)?;
     let script = "/share/bin/test-kernel --test-threads=1 --ignored --nocapture bench 2>&1";
     let status = suites::show(&guest, &format!("COFFER_BENCH_ROUNDS={rounds} {script}"), |_line| ())?;
@@ -53,6 +58,9 @@ pub(crate) fn report(run: &Path, rounds: u32) -> Result<()> {
     let path = machine.logs().join("bench.jsonl");
     let text = fs::read_to_string(&path).with_context(|| format!("no samples in {}", path.display()))?;
     println!("\n{}every sample: {}", Samples::parse(&text)?.describe()?, path.display());
+    // Nothing else may run beside the cluster.
+    drop(machine);
+    println!("\n{}", cluster::report(&run.join("cluster"), 2 * rounds)?);
     Ok(())
 }
 

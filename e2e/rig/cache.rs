@@ -13,6 +13,10 @@ use rustix::fs::flock;
 use sha2::Digest;
 use sha2::Sha256;
 
+/// Other checkouts use the cache at the same time, each with its own newest artefact.
+const KEPT_BESIDE_NEWEST: usize = 4;
+const HEX_OF_SHA256: usize = 64;
+
 /// The file or directory `<name>-<SHA-256 of inputs>` in the cache.
 ///
 /// `make` is called if it is not there, with a path that does not exist yet; what it makes appears under its real
@@ -33,6 +37,27 @@ pub(crate) fn artefact(name: &str, inputs: &[&str], make: impl FnOnce(&Path) -> 
     remove(&unfinished)?;
     make(&unfinished).with_context(|| format!("cannot make {}", path.display()))?;
     fs::rename(&unfinished, &path)?;
+    Ok(path)
+}
+
+/// Like [`artefact`], for what is made anew with every change of the source: only the newest of its name are kept.
+pub(crate) fn newest_artefact(name: &str, inputs: &[&str], make: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
+    let path = artefact(name, inputs, make)?;
+    let mut others = Vec::new();
+    for entry in fs::read_dir(directory()?)? {
+        let entry = entry?;
+        let key = entry
+            .file_name()
+            .to_string_lossy()
+            .strip_prefix(name)
+            .and_then(|rest| rest.strip_prefix('-'))
+            .map(str::len);
+        if key == Some(HEX_OF_SHA256) && entry.path() != path {
+            others.push((entry.metadata()?.modified()?, entry.path()));
+        }
+    }
+    others.sort();
+    others.iter().rev().skip(KEPT_BESIDE_NEWEST).try_for_each(|(_, old)| remove(old))?;
     Ok(path)
 }
 

@@ -12,8 +12,10 @@ use rcgen::IsCa;
 use rcgen::Issuer;
 use rcgen::KeyPair;
 
+use crate::machine::HOST_IN_GUEST;
+
 /// Under which addresses and names the API server answers.
-const NAMES: [&str; 5] = ["localhost", "127.0.0.1", "10.0.2.2", "10.96.0.1", "kubernetes.default.svc"];
+const NAMES: [&str; 5] = ["localhost", "127.0.0.1", HOST_IN_GUEST, "10.96.0.1", "kubernetes.default.svc"];
 
 /// Writes `ca.crt`, `server.crt`, `server.key` and the pair `service-account.key` and `.pub` into `dir`.
 pub(crate) fn write(dir: &Path) -> Result<()> {

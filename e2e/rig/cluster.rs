@@ -1,23 +1,22 @@
-//! A Kubernetes of one node: the control plane on this machine, containerd, kubelet, Coffer and csi-provisioner in a
-//! QEMU machine with a TPM.
+//! A Kubernetes of two nodes: the control plane on this machine; containerd, kubelet and kube-proxy in two QEMU machines,
+//! each with a TPM of its own. Coffer comes by its chart, as anywhere.
 //!
 //! Refuses nothing: it is thrown away as a whole, with SIGKILL to what it started.
 
 use std::fs;
-use std::net::Ipv4Addr;
 use std::path::Path;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::Context as _;
 use anyhow::Result;
 use serde_json::Value;
 
 use crate::control_plane::ControlPlane;
-use crate::control_plane::NODE;
+use crate::control_plane::NODES;
+use crate::control_plane::kubelet_address;
 use crate::guest::Guest;
 use crate::image::Image;
-use crate::images;
+use crate::image_store;
 use crate::kbs::Kbs;
 use crate::kubernetes;
 use crate::machine::Forward;
@@ -39,28 +38,29 @@ const MEMORY_MIB: u32 = 3072;
 const NODE_DEADLINE: Duration = wait::seconds(240);
 
 /// Programs of the node beside Coffer.
-const NODE_PROGRAMS: [&str; 5] = ["containerd", "containerd-shim-runc-v2", "ctr", "kubelet", "csi-provisioner"];
+const NODE_PROGRAMS: [&str; 5] = ["containerd", "containerd-shim-runc-v2", "ctr", "kubelet", "kube-proxy"];
 
 /// Files of the node, by their name below `/share`.
 const FILES: [(&str, &str); 3] = [
     ("node/containerd.toml", include_str!("node/containerd.toml")),
     ("node/kubelet.yaml", include_str!("node/kubelet.yaml")),
-    ("node/cni/10-rig.conflist", include_str!("node/cni/10-rig.conflist")),
+    ("node/pods.conflist", include_str!("node/pods.conflist")),
 ];
 
 /// Scripts of the node, by their name below `/share`. `prepare` runs at every boot, then the services.
-const SCRIPTS: [(&str, &str); 5] = [
+const SCRIPTS: [(&str, &str); 4] = [
     ("prepare", include_str!("node/prepare")),
     ("services/containerd.sh", include_str!("node/services/containerd.sh")),
     ("services/kubelet.sh", include_str!("node/services/kubelet.sh")),
-    ("services/coffer.sh", include_str!("node/services/coffer.sh")),
-    ("services/csi-provisioner.sh", include_str!("node/services/csi-provisioner.sh")),
+    ("services/kube-proxy.sh", include_str!("node/services/kube-proxy.sh")),
 ];
 
 /// What a cluster is made of; getting it needs the package registries, so it is done outside the sandbox.
 pub(crate) struct Parts {
     product: Programs,
+    images: PathBuf,
     kubernetes: PathBuf,
+    helm: PathBuf,
     debian: PathBuf,
     image: Image,
     pool_bytes: u64,
@@ -69,16 +69,31 @@ pub(crate) struct Parts {
 impl Parts {
     /// Builds what the cache does not have.
     pub(crate) fn get() -> Result<Self> {
-        let image = Image::get()?;
-        let kubernetes = kubernetes::programs()?;
-        let debian = kubernetes::debian_programs()?;
-        Ok(Self { product: Programs::product()?, kubernetes, debian, image, pool_bytes: POOL_BYTES })
+        Ok(Self {
+            image: Image::get()?,
+            images: image_store::disk()?,
+            kubernetes: kubernetes::programs()?,
+            helm: kubernetes::helm()?,
+            debian: kubernetes::debian_programs()?,
+            product: Programs::product()?,
+            pool_bytes: POOL_BYTES,
+        })
     }
 
-    /// The same with another size of the pool's disk.
+    /// The same with another size of the pools' disks.
     pub(crate) fn with_pool(self, pool_bytes: u64) -> Self {
         Self { pool_bytes, ..self }
     }
+}
+
+/// One node of the cluster.
+pub(crate) struct Node {
+    /// What Kubernetes calls it.
+    pub(crate) name: &'static str,
+    /// Its machine.
+    pub(crate) machine: Machine,
+    /// The way into it.
+    pub(crate) guest: Guest,
 }
 
 /// A running cluster.
@@ -87,14 +102,14 @@ pub(crate) struct Cluster {
     pub(crate) run: PathBuf,
     /// The control plane.
     pub(crate) plane: ControlPlane,
-    /// The node's machine.
-    pub(crate) machine: Machine,
-    /// The way into it.
-    pub(crate) guest: Guest,
+    /// Its nodes.
+    pub(crate) nodes: [Node; NODES.len()],
+    /// Helm's program.
+    pub(crate) helm: PathBuf,
 }
 
 impl Cluster {
-    /// Starts a KBS and a fresh cluster in `run` and returns when the node is Ready.
+    /// Starts a KBS and a fresh cluster in `run` and returns when the nodes are Ready.
     pub(crate) fn start_with_kbs(run: &Path, parts: Parts, fate: Fate) -> Result<(Self, Kbs)> {
         if run.exists() {
             fs::remove_dir_all(run)?;
@@ -103,38 +118,63 @@ impl Cluster {
         // Programs are told where their files are, and some change their directory.
         let run = &fs::canonicalize(run)?;
         let kbs = stage("KBS: coffer dev-kbs", || Kbs::start(&parts.product.path("coffer")?, &run.join("kbs"), fate))?;
-        let cluster = Self::start(run, parts, &kbs.ca(), fate)?;
+        let cluster = Self::start(run, parts, fate)?;
         Ok((cluster, kbs))
     }
 
-    fn start(run: &Path, parts: Parts, kbs_ca: &Path, fate: Fate) -> Result<Self> {
+    fn start(run: &Path, parts: Parts, fate: Fate) -> Result<Self> {
         let etcd = parts.debian.join("etcd");
         let plane = stage("Control plane: etcd, API server, controller manager, scheduler", || {
             let plane = ControlPlane::start(&run.join("control-plane"), &parts.kubernetes, &etcd, fate)?;
-            plane.apply(include_str!("node/provisioner.yaml"))?;
+            plane.apply(include_str!("node/api-server.yaml"))?;
             Ok(plane)
         })?;
         let share = run.join("share");
-        fill(&share, parts.product, &parts.kubernetes)?;
-        images::write(&parts.debian.join("busybox"), &share.join("node/images.tar"))?;
-        fs::copy(kbs_ca, share.join("node/kbs-ca.crt")).context("share the KBS's certificate authority")?;
-        for user in ["kubelet", "provisioner"] {
+        fill(&share, &parts)?;
+        for user in NODES.iter().copied().chain(["kube-proxy"]) {
             fs::copy(plane.kubeconfig_in_guest(user), share.join(format!("node/{user}.kubeconfig")))?;
         }
-        let mut machine = Machine::create(run, parts.image, node(parts.pool_bytes, fate))?;
-        let guest = stage("Boot the node: QEMU, swtpm", || machine.boot())?;
-        let cluster = Self { run: run.to_owned(), plane, machine, guest };
-        stage("Node Ready", || cluster.wait_until_ready())?;
+        let nodes = stage("Boot the nodes: QEMU, swtpm", || boot(run, &parts, fate))?;
+        let cluster = Self { run: run.to_owned(), plane, nodes, helm: parts.helm };
+        stage("Nodes Ready", || cluster.wait_until_ready())?;
         Ok(cluster)
     }
 
     fn wait_until_ready(&self) -> Result<()> {
-        wait::until(NODE_DEADLINE, "the node to be Ready", || {
-            let node = self.plane.get("node", NODE)?;
-            Ok(node.filter(|node| has_condition(node, "Ready")).map(drop))
-        })?;
-        self.guest.wait_until("the images", "test -e /run/images-imported", NODE_DEADLINE)
+        for Node { name, .. } in &self.nodes {
+            wait::until(NODE_DEADLINE, "the nodes to be Ready", || {
+                let node = self.plane.get("node", name)?;
+                Ok(node.filter(|node| has_condition(node, "Ready")).map(drop))
+            })?;
+        }
+        Ok(())
     }
+}
+
+/// Powers every node on, then waits for all of them.
+fn boot(run: &Path, parts: &Parts, fate: Fate) -> Result<[Node; NODES.len()]> {
+    let mut machines = Vec::new();
+    for (number, name) in (1..).zip(NODES) {
+        let forwards = vec![Forward { host: kubelet_address(number), port: KUBELET_PORT }];
+        let spec = Spec {
+            name: name.into(),
+            number,
+            memory_mib: MEMORY_MIB,
+            pool_bytes: parts.pool_bytes,
+            images: Some(parts.images.clone()),
+            forwards,
+            fate,
+        };
+        let mut machine = Machine::create(run, parts.image.clone(), spec)?;
+        machine.power_on()?;
+        machines.push((name, machine));
+    }
+    let mut nodes = Vec::new();
+    for (name, mut machine) in machines {
+        let guest = machine.wait_for_agent()?;
+        nodes.push(Node { name, machine, guest });
+    }
+    nodes.try_into().map_err(|_| anyhow::anyhow!("a machine for each node"))
 }
 
 /// Whether the object's status has the condition `kind` with status True.
@@ -143,18 +183,14 @@ pub(crate) fn has_condition(object: &Value, kind: &str) -> bool {
     conditions.into_iter().flatten().any(|condition| condition["type"] == kind && condition["status"] == "True")
 }
 
-fn node(pool_bytes: u64, fate: Fate) -> Spec {
-    let forwards = vec![Forward { host: Ipv4Addr::LOCALHOST, port: KUBELET_PORT }];
-    Spec { name: NODE.into(), subnet: 2, memory_mib: MEMORY_MIB, pool_bytes, forwards, fate }
-}
-
-/// Puts everything that the node finds in `/share` there.
-fn fill(share: &Path, mut programs: Programs, kubernetes: &Path) -> Result<()> {
-    for program in NODE_PROGRAMS {
-        programs = programs.with(&kubernetes.join(program))?;
-    }
-    for directory in ["node/cni", "services"] {
+/// Puts everything that the nodes find in `/share` there.
+fn fill(share: &Path, parts: &Parts) -> Result<()> {
+    for directory in ["node", "services"] {
         fs::create_dir_all(share.join(directory))?;
+    }
+    let mut programs = parts.product.clone();
+    for program in NODE_PROGRAMS {
+        programs = programs.with(&parts.kubernetes.join(program))?;
     }
     programs.share(share)?;
     for (name, content) in FILES {

@@ -2,41 +2,42 @@
 //!
 //! Everything listens on the loopback of the rig's own network namespace, keeps its state in a directory of its own
 //! and is thrown away with SIGKILL. Refuses nothing; it must run in the rig's namespaces, because it puts an
-//! `/etc/hosts` of its own in place through which the API server finds the node.
+//! `/etc/hosts` of its own in place through which the API server finds the nodes.
 
 use std::fs;
 use std::io::Write as _;
+use std::net::Ipv4Addr;
 use std::path::Path;
 use std::path::PathBuf;
 use std::process::Command;
 use std::process::Stdio;
+use std::time::Duration;
+use std::time::Instant;
 
 use anyhow::Context as _;
 use anyhow::Result;
 use serde_json::Value;
 
 use crate::certificates;
+use crate::machine::HOST_IN_GUEST;
 use crate::process::Daemon;
 use crate::process::Fate;
 use crate::process::read;
 use crate::wait;
 
-/// The one node's name. The API server reaches its kubelet through the port that QEMU forwards on loopback.
-pub(crate) const NODE: &str = "node1";
+/// The nodes' names, which are those of their users and in the API server's `/etc/hosts`.
+pub(crate) const NODES: [&str; 2] = ["node1", "node2"];
 /// Where the API server listens on loopback.
-pub(crate) const API_PORT: u16 = 6443;
-/// This machine as a guest on QEMU's user network sees it.
-pub(crate) const HOST_IN_GUEST: &str = "10.0.2.2";
-
-const SERVICE_ACCOUNT_PROVISIONER: &str = "system:serviceaccount:coffer-system:csi-provisioner";
+const API_PORT: u16 = 6443;
 
 /// Who may talk to the API server: a name for files, the user, its groups.
-const USERS: [(&str, &str, &str); 5] = [
+const USERS: [(&str, &str, &str); 6] = [
     ("admin", "admin", "system:masters"),
     ("controller-manager", "system:kube-controller-manager", ""),
     ("scheduler", "system:kube-scheduler", ""),
-    ("kubelet", "system:node:node1", "system:nodes"),
-    ("provisioner", SERVICE_ACCOUNT_PROVISIONER, "system:serviceaccounts,system:serviceaccounts:coffer-system"),
+    ("kube-proxy", "system:kube-proxy", ""),
+    (NODES[0], "system:node:node1", "system:nodes"),
+    (NODES[1], "system:node:node2", "system:nodes"),
 ];
 
 /// A running control plane and how to speak to it.
@@ -56,24 +57,51 @@ impl ControlPlane {
         let mut plane = Self { dir, programs, fate, daemons: Vec::new() };
         certificates::write(&plane.dir)?;
         plane.write_users()?;
-        plane.resolve_node()?;
+        plane.resolve_nodes()?;
         plane.start_etcd(etcd)?;
         plane.start_api_server()?;
-        wait::until(wait::seconds(120), "the API server", || {
-            plane.must_run()?;
-            let answer = plane.kubectl(&["get", "--raw", "/readyz"]).output()?;
-            Ok(answer.status.success().then_some(()))
-        })?;
+        plane.wait_until_ready()?;
         // Not earlier: the controller manager ends for good when its cluster roles are not there yet.
         plane.start_controller_manager()?;
         plane.start_scheduler()?;
         Ok(plane)
     }
 
+    /// Does `meanwhile` while there is no API server; it comes back after `outage`, or later if that takes longer.
+    pub(crate) fn without_api_server(
+        &mut self,
+        outage: Duration,
+        meanwhile: impl FnOnce() -> Result<()>,
+    ) -> Result<()> {
+        let begun = Instant::now();
+        let at =
+            self.daemons.iter().position(|daemon| daemon.is("kube-apiserver")).context("there is an API server")?;
+        self.daemons.remove(at).kill()?;
+        let outcome = meanwhile();
+        // Nothing is waited for: the outage itself is what is tested.
+        std::thread::sleep(outage.saturating_sub(begun.elapsed()));
+        self.start_api_server()?;
+        self.wait_until_ready()?;
+        outcome
+    }
+
+    fn wait_until_ready(&mut self) -> Result<()> {
+        wait::until(wait::seconds(120), "the API server", || {
+            self.must_run()?;
+            let answer = self.kubectl(&["get", "--raw", "/readyz"]).output()?;
+            Ok(answer.status.success().then_some(()))
+        })
+    }
+
     /// An error if one of its programs has ended.
     pub(crate) fn must_run(&mut self) -> Result<()> {
         let logs = self.dir.display().to_string();
         self.daemons.iter_mut().try_for_each(Daemon::must_run).with_context(|| format!("see the logs in {logs}"))
+    }
+
+    /// One of Kubernetes' programs.
+    pub(crate) fn program(&self, name: &str) -> PathBuf {
+        self.programs.join(name)
     }
 
     /// `kubectl` as administrator with `arguments`.
@@ -111,6 +139,11 @@ impl ControlPlane {
         self.dir.join(format!("{user}.guest.kubeconfig"))
     }
 
+    /// The configuration with which a program in the guest speaks to the API server under `token`.
+    pub(crate) fn kubeconfig_with(&self, token: &str) -> Result<String> {
+        kubeconfig(HOST_IN_GUEST, &fs::read(self.dir.join("ca.crt"))?, token)
+    }
+
     fn write_users(&self) -> Result<()> {
         let ca = fs::read(self.dir.join("ca.crt"))?;
         let mut tokens = String::new();
@@ -124,9 +157,13 @@ impl ControlPlane {
     }
 
     /// `kubectl exec` goes from the API server to the kubelet by the node's name: it must mean QEMU's forwarded port.
-    fn resolve_node(&self) -> Result<()> {
+    fn resolve_nodes(&self) -> Result<()> {
         let hosts = self.dir.join("hosts");
-        fs::write(&hosts, format!("127.0.0.1 localhost {NODE}\n"))?;
+        let mut text = "127.0.0.1 localhost\n".to_owned();
+        for (number, name) in (1..).zip(NODES) {
+            text += &format!("{} {name}\n", kubelet_address(number));
+        }
+        fs::write(&hosts, text)?;
         rustix::mount::mount_bind(&hosts, "/etc/hosts").context("bind the rig's own /etc/hosts in its mount namespace")
     }
 
@@ -202,6 +239,11 @@ impl ControlPlane {
         self.daemons.push(Daemon::start(&program.to_string_lossy(), arguments, &log, self.fate)?);
         Ok(())
     }
+}
+
+/// Where the kubelet of the node `number` can be reached: all of them want the same port.
+pub(crate) fn kubelet_address(number: u8) -> Ipv4Addr {
+    Ipv4Addr::new(127, 0, 0, number)
 }
 
 /// A client configuration with everything inside; JSON is YAML.

@@ -1,10 +1,12 @@
-//! The story of one volume, told on a real kubelet, a real kernel and a TPM: made, used, searched for, refused,
-//! crashed, deleted. `make demo` shows it to a person; `make cluster` is the same story as a test.
+//! The story of one volume, told on two real kubelets, kernels and TPMs: installed for, made, used, searched for,
+//! refused, crashed, deleted. `make demo` shows it to a person; `make cluster` is the same story as a test.
 //!
 //! A check that does not hold is counted and the story goes on as far as it can.
 
 mod crash;
+mod elsewhere;
 mod end;
+mod health;
 mod operator;
 mod proof;
 mod refusal;
@@ -19,6 +21,7 @@ use anyhow::Result;
 use serde_json::Value;
 
 use crate::cluster::Cluster;
+use crate::cluster::Node;
 use crate::cluster::Parts;
 use crate::cluster::has_condition;
 use crate::kbs::Kbs;
@@ -28,19 +31,24 @@ use crate::report::stage;
 use crate::sandbox;
 use crate::wait;
 
-/// Where the StorageClass of `examples/` says that its secret is.
-const KEY_URI: &str = "kbs:///default/storage/coffer";
-/// Pod, claim and driver of `examples/`.
+/// Where the chart's StorageClass says that its secret is.
+pub(crate) const KEY_URI: &str = "kbs:///default/storage/coffer";
+/// The same of a class whose secret only the first node may have.
+const ONLY_FIRST_URI: &str = "kbs:///default/storage/first-only";
+/// Pod and claim of `examples/`.
 const POD: &str = "writer";
 const CLAIM: &str = "secrets";
-const DRIVER: &str = "csi.coffer.dev";
 /// A pod start takes 10 to 20 s in an emulated machine, and many times that while both cores are busy.
 const POD_DEADLINE: Duration = wait::seconds(300);
+/// A node mirrors what happens on it at once.
+const ROW_DEADLINE: Duration = wait::seconds(60);
 
 /// The rig, and what was found so far.
 struct Story {
     cluster: Cluster,
     kbs: Kbs,
+    /// Which node the pod and its volume are on.
+    home: usize,
     count: Count,
 }
 
@@ -54,33 +62,66 @@ struct Volume {
 /// Tells the story in `run`. With [`Fate::Kept`] the rig stays up afterwards.
 pub(crate) fn tell(run: &Path, fate: Fate) -> Result<()> {
     let begun = Instant::now();
-    if sandbox::is_outside() {
-        stage("Build what the cache does not have: node image, Kubernetes, containerd", || Parts::get().map(drop))?;
-        sandbox::enter()?;
-    }
-    sandbox::enter()?;
-    let parts = Parts::get()?;
-    let (cluster, kbs) = Cluster::start_with_kbs(run, parts, fate)?;
-    let mut story = Story { cluster, kbs, count: Count::default() };
-    if let Err(error) = story.chapters() {
-        story.check(&format!("the story can go on: {error:#}"), false);
-        println!("    logs: {} and the directories beside it", story.cluster.machine.logs().display());
-    }
+    let story = Story::told(run, fate)?;
     println!("==> {:.0} s in all", begun.elapsed().as_secs_f64());
     if fate == Fate::Kept {
-        println!("    the rig is up: `make shell` opens a shell on the node, `make down` ends it");
+        println!("    the rig is up: `make shell` opens a shell on its first node, `make down` ends it");
     }
     story.count.conclude()
 }
 
 impl Story {
+    fn told(run: &Path, fate: Fate) -> Result<Self> {
+        if sandbox::is_outside() {
+            stage("Build what the cache does not have: node image, Kubernetes, Coffer's image", || {
+                Parts::get().map(drop)
+            })?;
+        }
+        sandbox::enter()?;
+        let (cluster, kbs) = Cluster::start_with_kbs(run, Parts::get()?, fate)?;
+        let mut story = Self { cluster, kbs, home: 0, count: Count::default() };
+        if let Err(error) = story.chapters() {
+            story.check(&format!("the story can go on: {error:#}"), false);
+            println!("    logs: below {}", story.cluster.run.display());
+        }
+        Ok(story)
+    }
+
     fn chapters(&mut self) -> Result<()> {
-        stage("1. The operator makes a pool, shows what the node proves, and stores a secret", || self.operate())?;
+        stage(
+            "1. The operator installs the chart, makes pools, shows what the nodes prove, and stores a secret",
+            || self.operate(),
+        )?;
         let volume = stage("2. A claim and a pod are applied; the pod writes a needle", || self.apply())?;
         stage("3. Below the pod there is only ciphertext", || self.prove(&volume))?;
         stage("4. The policy no longer accepts the node, and then does again", || self.refuse(&volume))?;
-        stage("5. The node crashes", || self.crash(&volume))?;
-        stage("6. Pod and claim are deleted", || self.end(&volume))
+        stage("5. The second node wants a key that only the first may have", || self.refuse_second_node())?;
+        stage("6. The KBS is away, and comes back", || self.lose_kbs(&volume))?;
+        stage("7. The node crashes", || self.crash(&volume))?;
+        stage("8. Pod and claim are deleted", || self.end(&volume))
+    }
+
+    /// The node that the volume is on.
+    fn home(&self) -> &Node {
+        &self.cluster.nodes[self.home]
+    }
+
+    /// Prints what `kubectl` says.
+    fn show(&self, arguments: &str) -> Result<()> {
+        let said = self.cluster.shell(&format!("kubectl {arguments}"))?;
+        said.lines().for_each(|line| println!("           {line}"));
+        Ok(())
+    }
+
+    /// Waits until the volume's resource is in `phase` and `holds` of it, and shows its row.
+    fn check_row(&mut self, id: &str, phase: &str, holds: impl Fn(&Value) -> bool) -> Result<()> {
+        wait::until(ROW_DEADLINE, "the volume's row in kubectl get encvol", || {
+            let row = self.cluster.plane.get("encvol", id)?;
+            Ok(row.filter(|row| row["status"]["phase"] == phase && holds(row)).map(drop))
+        })?;
+        self.show(&format!("get encvol {id}"))?;
+        self.check(&format!("kubectl get encvol: {phase}"), true);
+        Ok(())
     }
 
     /// Shows whether something holds, and counts it.
@@ -113,7 +154,7 @@ impl Story {
         Ok(output.stdout)
     }
 
-    /// Applies one file of `examples/`, or all of them.
+    /// Applies one file of `examples/`.
     fn apply_example(&self, name: &str) -> Result<()> {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples").join(name);
         crate::process::read(&mut self.cluster.plane.kubectl(&["apply", "-f", &path.to_string_lossy()])).map(drop)

@@ -52,6 +52,7 @@ const DISK_BYTES: &str = "4G";
 const STUB_INIT: &str = include_str!("guest/stub-init");
 
 /// What QEMU needs to boot a node.
+#[derive(Clone)]
 pub(crate) struct Image {
     directory: PathBuf,
 }

@@ -1,5 +1,5 @@
-//! Container images without a registry, as OCI layouts in tar files: one static busybox, alone and with what
-//! Kubernetes' own test suite wants beside it.
+//! Container images without a registry, as an OCI layout in a tar file: one static busybox, alone and with what
+//! Kubernetes' own test suite wants beside it, and csi-provisioner.
 //!
 //! The busybox serves as the pod sandbox's image and as every workload's. `ctr image import` takes them; nothing is
 //! pulled.
@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io::Write;
 use std::path::Path;
+use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::Context as _;
@@ -18,7 +19,10 @@ use sha2::Digest as _;
 use sha2::Sha256;
 
 use crate::kubernetes::DD;
+use crate::kubernetes::PROVISIONER_IMAGE;
 
+/// This file: other code makes other images.
+pub(crate) const RECIPE: &str = include_str!("images.rs");
 /// The sandbox's image, named in containerd's configuration.
 pub(crate) const PAUSE: &str = "localhost/pause:1";
 /// The workload's image, named in `examples/`.
@@ -46,27 +50,36 @@ fn digest(blob: &[u8]) -> String {
     hex::encode(Sha256::digest(blob))
 }
 
-/// Writes the images of sandbox and workload to `to`, made of the static `busybox`.
-pub(crate) fn write(busybox: &Path, to: &Path) -> Result<()> {
-    let mut archive = Archive::create(to)?;
-    archive.add(&[PAUSE, BUSYBOX], &[&busybox_layer(busybox)?], &busybox_config())?;
-    archive.finish()
+/// What the images are made of.
+pub(crate) struct Sources {
+    /// A static busybox.
+    pub(crate) busybox: PathBuf,
+    /// Kubernetes' programs, agnhost and csi-provisioner among them.
+    pub(crate) kubernetes: PathBuf,
+    /// The directory with [`DD`].
+    pub(crate) dd: PathBuf,
 }
 
-/// Writes the images that Kubernetes' own storage suite asks for to `to`. `dd` is the directory with [`DD`].
-pub(crate) fn write_of_suite(busybox: &Path, agnhost: &Path, dd: &Path, to: &Path) -> Result<()> {
-    let [program, shell, loader, library] = DD.map(|file| dd.join(file));
-    let busybox = busybox_layer(busybox)?;
-    let agnhost = layer_of(&[("agnhost", agnhost)])?;
+/// Writes every image that pods of the rig run, but the driver's, to `to`.
+pub(crate) fn write(sources: &Sources, to: &Path) -> Result<()> {
+    let busybox = busybox_layer(&sources.busybox)?;
+    let shell = json!({ "Env": ["PATH=/bin"], "Cmd": ["/bin/sleep", "infinity"] });
+    let mut archive = Archive::create(to)?;
+    archive.add(&[PAUSE, BUSYBOX], &[&busybox], &shell)?;
+    archive.add(&SUITE_BUSYBOX, &[&busybox], &shell)?;
+
+    let provisioner = layer_of(&[("csi-provisioner", &sources.kubernetes.join("csi-provisioner"))])?;
+    archive.add(&[PROVISIONER_IMAGE], &[&provisioner], &json!({ "Entrypoint": ["/csi-provisioner"] }))?;
+
+    let [program, interpreter, loader, library] = DD.map(|file| sources.dd.join(file));
     let dd = layer_of(&[
         ("bin/dd", &program),
-        ("bin/sh", &shell),
+        ("bin/sh", &interpreter),
         ("lib64/ld-linux-x86-64.so.2", &loader),
         ("lib/x86_64-linux-gnu/libc.so.6", &library),
     ])?;
-    let mut archive = Archive::create(to)?;
-    archive.add(&SUITE_BUSYBOX, &[&busybox], &busybox_config())?;
-    archive.add(&[SUITE_DD], &[&busybox, &dd], &busybox_config())?;
+    archive.add(&[SUITE_DD], &[&busybox, &dd], &shell)?;
+    let agnhost = layer_of(&[("agnhost", &sources.kubernetes.join("agnhost"))])?;
     let config = json!({ "Env": ["PATH=/bin"], "Entrypoint": ["/agnhost"], "Cmd": ["pause"] });
     archive.add(&[SUITE_AGNHOST], &[&busybox, &agnhost], &config)?;
     archive.finish()
@@ -123,10 +136,6 @@ impl Archive {
         append(&mut self.tar, "index.json", &serde_json::to_vec(&index)?, 0o644)?;
         self.tar.finish().context("write the images")
     }
-}
-
-fn busybox_config() -> Value {
-    json!({ "Env": ["PATH=/bin"], "Cmd": ["/bin/sleep", "infinity"] })
 }
 
 /// Programs and libraries by their path in the image.

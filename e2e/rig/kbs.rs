@@ -10,37 +10,54 @@ use std::process::Command;
 use anyhow::Context as _;
 use anyhow::Result;
 
-use crate::control_plane::HOST_IN_GUEST;
+use crate::machine::HOST_IN_GUEST;
 use crate::process::Daemon;
 use crate::process::Fate;
 use crate::process::read;
 use crate::wait;
 
-/// Where it listens; `services/coffer.sh` names the same port.
+/// Where it listens.
 const PORT: u16 = 8443;
 
-/// A running KBS.
+/// A KBS, running or not.
 pub(crate) struct Kbs {
     coffer: PathBuf,
     state: PathBuf,
-    daemon: Daemon,
+    fate: Fate,
+    daemon: Option<Daemon>,
 }
 
 impl Kbs {
     /// Starts a KBS with a certificate authority of its own and nothing stored; its files are in `state`.
     pub(crate) fn start(coffer: &Path, state: &Path, fate: Fate) -> Result<Self> {
         fs::create_dir_all(state)?;
-        let listen = format!("127.0.0.1:{PORT}");
-        let dir = state.to_string_lossy();
-        let arguments = ["dev-kbs", "serve", "--state", &dir, "--listen", &listen, "--name", HOST_IN_GUEST];
-        let log = state.join("serve.log");
-        let daemon = Daemon::start(&coffer.to_string_lossy(), &arguments.map(str::to_owned), &log, fate)?;
-        let mut kbs = Self { coffer: coffer.to_owned(), state: state.to_owned(), daemon };
-        wait::until(wait::seconds(20), "the KBS", || {
-            kbs.daemon.must_run().with_context(|| format!("see {}", log.display()))?;
-            Ok(TcpStream::connect((Ipv4Addr::LOCALHOST, PORT)).is_ok().then_some(()))
-        })?;
+        let mut kbs = Self { coffer: coffer.to_owned(), state: state.to_owned(), fate, daemon: None };
+        kbs.serve()?;
         Ok(kbs)
+    }
+
+    /// Serves what is stored, and returns when it answers.
+    pub(crate) fn serve(&mut self) -> Result<()> {
+        let listen = format!("127.0.0.1:{PORT}");
+        let dir = self.state.to_string_lossy();
+        let arguments = ["dev-kbs", "serve", "--state", &dir, "--listen", &listen, "--name", HOST_IN_GUEST];
+        let log = self.state.join("serve.log");
+        let daemon = Daemon::start(&self.coffer.to_string_lossy(), &arguments.map(str::to_owned), &log, self.fate)?;
+        let daemon = self.daemon.insert(daemon);
+        wait::until(wait::seconds(20), "the KBS", || {
+            daemon.must_run().with_context(|| format!("see {}", log.display()))?;
+            Ok(TcpStream::connect((Ipv4Addr::LOCALHOST, PORT)).is_ok().then_some(()))
+        })
+    }
+
+    /// Ends it; what it stores stays.
+    pub(crate) fn stop(&mut self) -> Result<()> {
+        self.daemon.take().context("the KBS does not run")?.kill()
+    }
+
+    /// Where a node finds it.
+    pub(crate) fn url() -> String {
+        format!("https://{HOST_IN_GUEST}:{PORT}")
     }
 
     /// The certificate authority that a node pins.

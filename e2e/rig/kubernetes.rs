@@ -20,6 +20,8 @@ const KUBERNETES: &str = "v1.37.1";
 /// The Kubernetes that csi-provisioner is built with, as its `go.mod` requires it.
 const PROVISIONER_KUBERNETES: &str = "v1.36.3";
 const PROVISIONER: &str = "v6.3.0";
+/// The image that the chart names for it.
+pub(crate) const PROVISIONER_IMAGE: &str = "registry.k8s.io/sig-storage/csi-provisioner:v6.3.0";
 const CONTAINERD: &str = "2.3.4";
 const HELM: &str = "4.2.4";
 /// GNU's `dd`, a shell that has none of its own, their loader and their library, as the node's Debian tree has them.

@@ -20,7 +20,7 @@ const ON_ONE_NODE: [&str; 1] = ["kernel"];
 /// and these beside them on another.
 const ON_THE_OTHER: [&str; 2] = ["sanity", "faults"];
 /// Nodes and their control plane, with deadlines for the pods: alone.
-const IN_A_CLUSTER: [&str; 2] = ["cluster", "conformance-short"];
+const IN_A_CLUSTER: [&str; 1] = ["cluster"];
 
 /// Runs every layer, also after one has failed.
 pub(crate) fn all() -> Result<()> {
@@ -39,6 +39,12 @@ pub(crate) fn all() -> Result<()> {
         println!("{layer:>17}: {passed} passed, {failed} failed");
     }
     counts.into_iter().fold(Count::default(), |sum, (_, count)| sum.and(count)).conclude()
+}
+
+/// What takes too long for [`all`].
+pub(crate) fn soak() -> Result<()> {
+    let counts = ["kills", "scenarios"].map(show);
+    counts.into_iter().fold(Count::default(), Count::and).conclude()
 }
 
 /// Makes `layer` and prints each line as it comes.

@@ -24,10 +24,12 @@ use crate::process::succeed;
 
 /// Under TCG a boot takes 11 to 20 seconds; twice that with a busy machine.
 const BOOT_DEADLINE: Duration = Duration::from_secs(180);
+/// This machine as a guest on QEMU's user network sees it.
+pub(crate) const HOST_IN_GUEST: &str = "10.0.2.2";
 /// Port of the agent in the guest.
 pub(crate) const AGENT_PORT: u16 = 7000;
 /// Port of the shell in the guest.
-pub(crate) const SHELL_PORT: u16 = 7100;
+const SHELL_PORT: u16 = 7100;
 
 /// A port of the guest that the host can reach.
 #[derive(Clone, Copy, Debug)]
@@ -43,12 +45,15 @@ pub(crate) struct Forward {
 pub(crate) struct Spec {
     /// Host name, and name of the node's directory in the run directory.
     pub(crate) name: String,
-    /// The guest is 10.0.`subnet`.15 and reaches the host's loopback as 10.0.`subnet`.2.
-    pub(crate) subnet: u8,
+    /// Which node of its rig it is, from 1. Each has a user network of its own, so all of them see the host's loopback
+    /// under the same address, [`HOST_IN_GUEST`].
+    pub(crate) number: u8,
     /// Memory.
     pub(crate) memory_mib: u32,
     /// Size of the second disk, `/dev/vdb`, which is empty at first.
     pub(crate) pool_bytes: u64,
+    /// What the third disk, `/dev/vdc`, is a copy of, if there is one.
+    pub(crate) images: Option<PathBuf>,
     /// Ports beside those of agent and shell.
     pub(crate) forwards: Vec<Forward>,
     /// What happens to the node when the rig ends.
@@ -73,12 +78,9 @@ impl Machine {
         fs::create_dir_all(directory.join("tpm"))?;
         fs::create_dir_all(directory.join("log"))?;
         let machine = Self { spec, image, directory, share: run.join("share"), running: None };
-        if !machine.system_disk().exists() {
-            let copy = machine.directory.join("system.unfinished");
-            succeed(
-                Command::new("cp").args(["--sparse=always", "--reflink=auto"]).arg(machine.image.disk()).arg(&copy),
-            )?;
-            fs::rename(copy, machine.system_disk())?;
+        copy_disk(&machine.image.disk(), &machine.system_disk())?;
+        if let Some(images) = &machine.spec.images {
+            copy_disk(images, &machine.images_disk())?;
         }
         if !machine.pool_disk().exists() {
             File::create(machine.pool_disk())?.set_len(machine.spec.pool_bytes)?;
@@ -96,6 +98,11 @@ impl Machine {
         self.directory.join("pool.img")
     }
 
+    /// The image file behind `/dev/vdc`, if the node has one.
+    pub(crate) fn images_disk(&self) -> PathBuf {
+        self.directory.join("images.img")
+    }
+
     /// What the node's programs wrote; `/log` in the guest.
     pub(crate) fn logs(&self) -> PathBuf {
         self.directory.join("log")
@@ -108,6 +115,12 @@ impl Machine {
 
     /// Powers the node on and waits until its agent answers.
     pub(crate) fn boot(&mut self) -> Result<Guest> {
+        self.power_on()?;
+        self.wait_for_agent()
+    }
+
+    /// Starts TPM and QEMU.
+    pub(crate) fn power_on(&mut self) -> Result<()> {
         if self.running.is_some() {
             bail!("{} is running already", self.spec.name);
         }
@@ -115,8 +128,14 @@ impl Machine {
         wait_for(&self.tpm_socket())?;
         let qemu =
             Daemon::start("qemu-system-x86_64", &self.arguments(), &self.directory.join("qemu.log"), self.spec.fate)?;
-        let (qemu, _) = self.running.insert((qemu, tpm));
-        let guest = Guest::at(Ipv4Addr::LOCALHOST, agent_port(&self.spec));
+        self.running = Some((qemu, tpm));
+        Ok(())
+    }
+
+    /// Returns when the agent of a node that was powered on answers.
+    pub(crate) fn wait_for_agent(&mut self) -> Result<Guest> {
+        let (qemu, _) = self.running.as_mut().context("the node is not running")?;
+        let guest = agent(self.spec.number);
         let start = Instant::now();
         while !guest.answers() {
             qemu.must_run().with_context(|| format!("see {}", self.directory.join("qemu.log").display()))?;
@@ -155,17 +174,18 @@ impl Machine {
     }
 
     fn arguments(&self) -> Vec<String> {
-        let Spec { name, subnet, memory_mib, .. } = &self.spec;
+        let Spec { name, number, memory_mib, .. } = &self.spec;
+        let address = address(*number);
         let memory = memory_mib.to_string();
         let append = format!(
             "root=/dev/vda rw console=ttyS0 quiet mitigations=off cryptomgr.notests=1 net.ifnames=0 panic=-1 \
-             init=/init coffer_node={name} coffer_subnet={subnet}"
+             init=/init coffer_node={name} coffer_number={number} coffer_address={address}"
         );
-        let mut network = format!("user,id=net,net=10.0.{subnet}.0/24");
-        network += &format!(",hostfwd=tcp:127.0.0.1:{}-:{AGENT_PORT}", agent_port(&self.spec));
-        network += &format!(",hostfwd=tcp:127.0.0.1:{}-:{SHELL_PORT}", shell_port(*subnet));
-        for Forward { host, port } in &self.spec.forwards {
-            network += &format!(",hostfwd=tcp:{host}:{port}-:{port}");
+        let mut network = format!("user,id=net,net=10.0.2.0/24,host={HOST_IN_GUEST}");
+        let ports = [AGENT_PORT, SHELL_PORT].map(|port| (Ipv4Addr::LOCALHOST, port + u16::from(*number), port));
+        let forwards = self.spec.forwards.iter().map(|Forward { host, port }| (*host, *port, *port));
+        for (host, outside, inside) in ports.into_iter().chain(forwards) {
+            network += &format!(",hostfwd=tcp:{host}:{outside}-{address}:{inside}");
         }
         let disk = |path: PathBuf| format!("file={},if=virtio,format=raw,cache=unsafe,discard=unmap", path.display());
         let share = |path: &Path, tag: &str, mode: &str| {
@@ -199,19 +219,38 @@ impl Machine {
         ] {
             arguments.extend([flag.to_owned(), value.to_owned()]);
         }
+        if self.spec.images.is_some() {
+            arguments.extend(["-drive".to_owned(), disk(self.images_disk())]);
+        }
         // A reboot ends QEMU, so that whoever holds the machine decides when it boots again.
         arguments.push("-no-reboot".into());
         arguments
     }
 }
 
-fn agent_port(spec: &Spec) -> u16 {
-    AGENT_PORT + u16::from(spec.subnet)
+/// Makes the disk `to` a copy of `from`, unless it is there.
+fn copy_disk(from: &Path, to: &Path) -> Result<()> {
+    if to.exists() {
+        return Ok(());
+    }
+    let unfinished = to.with_extension("unfinished");
+    succeed(Command::new("cp").args(["--sparse=always", "--reflink=auto"]).arg(from).arg(&unfinished))?;
+    fs::rename(unfinished, to).with_context(|| format!("cannot make {}", to.display()))
 }
 
-/// Where the shell of the node in `subnet` listens on the host's loopback.
-pub(crate) fn shell_port(subnet: u8) -> u16 {
-    SHELL_PORT + u16::from(subnet)
+/// The address of a node's guest. Kubernetes wants a different one for each.
+pub(crate) fn address(number: u8) -> Ipv4Addr {
+    Ipv4Addr::new(10, 0, 2, 14 + number)
+}
+
+/// The agent of the node `number`.
+pub(crate) fn agent(number: u8) -> Guest {
+    Guest::at(Ipv4Addr::LOCALHOST, AGENT_PORT + u16::from(number))
+}
+
+/// Where the shell of the node `number` listens on the host's loopback.
+pub(crate) fn shell_port(number: u8) -> u16 {
+    SHELL_PORT + u16::from(number)
 }
 
 fn wait_for(path: &Path) -> Result<()> {

@@ -17,15 +17,19 @@ mod control_plane;
 mod demo;
 mod guest;
 mod image;
+mod image_store;
 mod images;
+mod install;
 mod kbs;
 mod kubernetes;
 mod layers;
 mod machine;
 mod process;
+mod product_image;
 mod programs;
 mod report;
 mod sandbox;
+mod scenarios;
 mod search;
 mod shell;
 mod suites;
@@ -75,6 +79,8 @@ enum Command {
     },
     /// Run every layer of tests.
     All,
+    /// Run what takes too long for that.
+    Soak,
     /// Run the kernel tests in a fresh node.
     Kernel {
         /// Only tests whose names contain this.
@@ -121,8 +127,17 @@ enum Command {
         #[arg(long)]
         keep: bool,
     },
-    /// Tell the story of one volume in a fresh Kubernetes of one node.
+    /// Tell the story of one volume in a fresh Kubernetes of two nodes.
     Demo {
+        /// Leave the rig up afterwards, for `shell`.
+        #[arg(long)]
+        keep: bool,
+    },
+    /// Run what must hold in a cluster of two nodes.
+    Scenarios {
+        /// Only scenarios whose names contain one of these words.
+        #[arg(default_value = "")]
+        filter: String,
         /// Leave the rig up afterwards, for `shell`.
         #[arg(long)]
         keep: bool,
@@ -137,9 +152,12 @@ enum Command {
     },
     /// Open a shell on the node of a rig that was left up, or run one command there.
     Shell {
-        /// Which run: demo, conformance, kernel, up.
+        /// Which run: demo, scenarios, conformance, kernel, up.
         #[arg(long, default_value = "demo")]
         of: String,
+        /// Which of its nodes, from 1.
+        #[arg(long, default_value_t = 1)]
+        node: u8,
         /// Run this and end with its status.
         script: Vec<String>,
     },
@@ -170,6 +188,7 @@ fn run(arguments: Arguments) -> Result<()> {
             Ok(())
         }
         Command::All => layers::all(),
+        Command::Soak => layers::soak(),
         Command::Unit { filter } => layers::unit(&filter),
         Command::Target { name, filter } => layers::target(&name, &filter),
         Command::Kernel { filter, skip, soak } => suites::kernel(&run.join("kernel"), &filter, &skip, soak),
@@ -187,8 +206,9 @@ fn run(arguments: Arguments) -> Result<()> {
             conformance::test(&run.join("conformance"), &part, fate(keep))
         }
         Command::Demo { keep } => demo::tell(&run.join("demo"), fate(keep)),
+        Command::Scenarios { filter, keep } => scenarios::test(&run.join("scenarios"), &filter, fate(keep)),
         Command::Search { path, direct } => search_standard_input(&path, direct),
-        Command::Shell { of, script } => shell::open(&run.join(of), &script.join(" ")),
+        Command::Shell { of, node, script } => shell::open(&run.join(of), node, &script.join(" ")),
         Command::Down { of } => process::kill_recorded(&run.join(of)),
     }
 }

@@ -76,6 +76,11 @@ impl Daemon {
         Ok(Self { name: program.to_owned(), child, fate })
     }
 
+    /// Whether its program is called `name`.
+    pub(crate) fn is(&self, name: &str) -> bool {
+        Path::new(&self.name).file_name().is_some_and(|file| file == name)
+    }
+
     /// An error that names the program if it is no longer running.
     pub(crate) fn must_run(&mut self) -> Result<()> {
         match self.child.try_wait()? {

@@ -12,6 +12,7 @@ use anyhow::Result;
 use anyhow::bail;
 
 /// Programs that are shared with the guest, by the name they have there.
+#[derive(Clone)]
 pub(crate) struct Programs {
     programs: Vec<(String, PathBuf)>,
 }

@@ -12,24 +12,19 @@ use std::thread;
 
 use anyhow::Result;
 
-use crate::guest::Guest;
-use crate::machine::AGENT_PORT;
+use crate::machine::agent;
 use crate::machine::shell_port;
 use crate::process::read;
 use crate::sandbox;
 use crate::suites::show;
 
-/// The node that a shell is opened on when there are several.
-const SUBNET: u8 = 2;
-
-/// Opens a shell on the first node of the run, or runs `script` there.
-pub(crate) fn open(run: &Path, script: &str) -> Result<()> {
-    sandbox::join(&run.join("node1/qemu.pid"))?;
+/// Opens a shell on the node `number` of the run, or runs `script` there.
+pub(crate) fn open(run: &Path, number: u8, script: &str) -> Result<()> {
+    sandbox::join(&run.join(format!("node{number}/qemu.pid")))?;
     if !script.is_empty() {
-        let guest = Guest::at(Ipv4Addr::LOCALHOST, AGENT_PORT + u16::from(SUBNET));
-        std::process::exit(show(&guest, script, |_| ())?);
+        std::process::exit(show(&agent(number), script, |_| ())?);
     }
-    let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, shell_port(SUBNET)))?;
+    let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, shell_port(number)))?;
     let raw = RawTerminal::enter()?;
     let input = stream.try_clone()?;
     thread::spawn(move || {

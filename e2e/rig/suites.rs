@@ -6,12 +6,14 @@ use std::path::Path;
 
 use anyhow::Result;
 
+use crate::control_plane::ControlPlane;
 use crate::guest::Guest;
 use crate::image::Image;
 use crate::kubernetes;
 use crate::machine::Machine;
 use crate::machine::Spec;
 use crate::process::Fate;
+use crate::process::read;
 use crate::programs::Programs;
 use crate::report::Count;
 use crate::report::stage;
@@ -23,7 +25,15 @@ const HALVES: [&str; 2] = ["reboot::before_the_power_cut", "reboot::after_the_po
 
 /// The node on which a suite runs alone: no Kubernetes, an empty second disk.
 fn node(fate: Fate) -> Spec {
-    Spec { name: "node1".into(), subnet: 2, memory_mib: 2048, pool_bytes: 8 << 30, forwards: Vec::new(), fate }
+    Spec {
+        name: "node1".into(),
+        number: 1,
+        memory_mib: 2048,
+        pool_bytes: 8 << 30,
+        images: None,
+        forwards: Vec::new(),
+        fate,
+    }
 }
 
 /// Boots a fresh node in `run` that has `programs`.
@@ -76,11 +86,26 @@ pub(crate) fn kernel(run: &Path, filter: &str, skip: &[String], soak: bool) -> R
     finish(&machine, count, status)
 }
 
-/// csi-sanity in a fresh node; its own cases are what is counted.
+/// csi-sanity in a fresh node, alone and as a node of a cluster; its own cases are what is counted.
 pub(crate) fn sanity(run: &Path) -> Result<()> {
-    let programs =
-        sandboxed(|| Programs::product()?.with_test("kernel")?.with(&kubernetes::programs()?.join("csi-sanity")))?;
+    let programs = sandboxed(|| {
+        kubernetes::debian_programs()?;
+        Programs::product()?.with_test("kernel")?.with(&kubernetes::programs()?.join("csi-sanity"))
+    })?;
     let (machine, guest) = boot(run, &programs, Fate::WithRig)?;
+    let run = &fs::canonicalize(run)?;
+    let _plane = stage("Control plane: an API server that knows the node", || {
+        let etcd = kubernetes::debian_programs()?.join("etcd");
+        let plane = ControlPlane::start(&run.join("control-plane"), &kubernetes::programs()?, &etcd, Fate::WithRig)?;
+        plane.apply(include_str!("../../deploy/coffer.yaml"))?;
+        plane.apply(r#"{"apiVersion": "v1", "kind": "Node", "metadata": {"name": "node1"}}"#)?;
+        fs::copy(plane.kubeconfig_in_guest("admin"), run.join("share/admin.kubeconfig"))?;
+        // Only the controller itself deletes volumes without saying their names twice.
+        let create = ["--namespace", "coffer-system", "create", "token", "coffer-controller"];
+        let token = read(&mut plane.kubectl(&create))?;
+        fs::write(run.join("share/controller.kubeconfig"), plane.kubeconfig_with(token.trim())?)?;
+        Ok(plane)
+    })?;
     let mut count = Count::default();
     let status = show(&guest, "/share/bin/test-kernel --test-threads=1 --ignored --nocapture sanity 2>&1", |line| {
         if let Some(found) = Count::of_ginkgo(line) {

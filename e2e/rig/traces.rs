@@ -56,18 +56,17 @@ pub(crate) fn in_kernel(guest: &Guest, id: &str) -> Result<Vec<String>> {
     lines(guest, &format!("{loops}; {mappers}; {mounts}; true"))
 }
 
-/// Everything on the node that is not there before the first volume: files in the pool beside its mark, every loop
-/// with a backing file, every dm device, what the kubelet keeps for `driver` and for pods, and the mounts of process 1
-/// whose lines contain one of `names`.
-pub(crate) fn everything(guest: &Guest, driver: &str, names: &[&str]) -> Result<Vec<String>> {
+/// Everything that the driver could leave on a node: files in its pools beside their marks, loops over them, mappers,
+/// what the kubelet keeps for `driver`, and mounts of mappers or with one of `names` in their lines.
+pub(crate) fn of_driver(guest: &Guest, driver: &str, names: &[&str]) -> Result<Vec<String>> {
+    let pools = "/var/lib/coffer";
     let patterns: String = names.iter().map(|name| format!(" -e {name}")).collect();
     let script = format!(
-        "ls -A {POOL} | grep -vx pool.json
-         grep -H . /sys/block/loop*/loop/backing_file 2>/dev/null
-         dmsetup ls | grep -vx 'No devices found'
+        "find {pools} -mindepth 2 ! -name pool.json ! -path '*/lost+found*'
+         grep -H {pools} /sys/block/loop*/loop/backing_file 2>/dev/null
+         dmsetup ls | grep ^coffer-
          find /var/lib/kubelet/plugins/kubernetes.io/csi/{driver} -mindepth 1 2>/dev/null
-         find /var/lib/kubelet/pods -mindepth 1 2>/dev/null
-         grep {patterns} /proc/1/mountinfo
+         grep -e /dev/mapper/coffer-{patterns} /proc/1/mountinfo
          true"
     );
     lines(guest, &script)

@@ -2,6 +2,8 @@
 
 use crate::report::Count;
 
+const FAILED: &str = "FAILED";
+
 /// What was seen of Ginkgo's output so far.
 #[derive(Default)]
 pub(super) struct Progress {
@@ -14,10 +16,11 @@ pub(super) struct Progress {
 }
 
 impl Progress {
-    /// Prints a line if a case has ended, or a failure is summed up.
-    pub(super) fn see(&mut self, line: &str) {
+    /// Prints a line if a case has ended, or a failure is summed up. Returns whether a case has failed.
+    pub(super) fn see(&mut self, line: &str) -> bool {
         self.count = Count::of_ginkgo(line).or(self.count);
-        if let Some(state) = self.state.take() {
+        let ended = self.state.take();
+        if let Some(state) = &ended {
             self.ended += 1;
             println!("    {:3} {state} {}", self.ended, short(line));
         }
@@ -26,6 +29,7 @@ impl Progress {
         if self.in_summary {
             println!("    {line}");
         }
+        ended.is_some_and(|state| state.starts_with(FAILED))
     }
 }
 
@@ -34,7 +38,7 @@ fn state(line: &str) -> Option<String> {
     let rest = line.strip_prefix("• ")?.strip_suffix(" seconds]")?;
     let (state, seconds) = rest.rsplit_once('[')?;
     let seconds: f64 = seconds.parse().ok()?;
-    let state = if state.is_empty() { "ok    " } else { "FAILED" };
+    let state = if state.is_empty() { "ok    " } else { FAILED };
     Some(format!("{state} {seconds:5.1} s"))
 }
 

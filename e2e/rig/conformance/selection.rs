@@ -7,23 +7,17 @@ const LEFT_OUT: [&str; 1] = [
 ];
 
 /// One case for each test pattern and each feature, by words that only they have.
-const REPRESENTATIVE: [&str; 16] = [
+const REPRESENTATIVE: [&str; 10] = [
     "(default fs)] volumes should allow exec of files on the volume",
     "(xfs)] volumes should store data",
     "(block volmode)] volumes should store data",
-    "(block volmode)] volumeMode should not mount / map unused volumes",
-    "(ext4)] multiVolume should access to two volumes with different volume mode and retain data across pod recreation on the same node",
     "(default fs)] provisioning should provision storage with mount options",
-    "(default fs)] subPath should support readOnly file specified in the volumeMount",
     "(default fs)] fsgroupchangepolicy (Always)[LinuxOnly], rwop pod created with an initial fsgroup",
     "(default fs)] read-write-once-pod should block a second pod",
     "(default fs)] capacity provides storage capacity information",
     "(filesystem volmode)] volumeLimits should verify that all csinodes have volume limits",
     "(delayed binding)] topology should provision a volume and schedule a pod with AllowedTopologies",
-    "(immediate binding)] topology should fail to schedule a pod",
     "(default fs) (late-binding)] ephemeral should create read-only inline ephemeral volume",
-    "(default fs) (immediate-binding)] ephemeral should create read/write inline ephemeral volume",
-    "(block volmode) (late-binding)] ephemeral should support two pods which have the same volume definition",
 ];
 
 /// A part of the suite.

@@ -1,4 +1,4 @@
-//! Chapter 5: the node loses power and comes back with the same disks and the same TPM.
+//! Chapter 7: the node loses power and comes back with the same disks and the same TPM.
 
 use anyhow::Context as _;
 use anyhow::Result;
@@ -7,7 +7,6 @@ use super::POD_DEADLINE;
 use super::Story;
 use super::Volume;
 use super::text;
-use crate::control_plane::NODE;
 use crate::wait;
 
 const BOOT_ID: &str = "/status/nodeInfo/bootID";
@@ -19,8 +18,9 @@ impl Story {
         let container = text(&self.pod()?.context("the pod is gone")?, CONTAINER_ID)?;
         let releases = self.kbs.releases()?.len();
 
-        self.cluster.machine.kill()?;
-        self.cluster.guest = self.cluster.machine.boot()?;
+        let node = &mut self.cluster.nodes[self.home];
+        node.machine.kill()?;
+        node.guest = node.machine.boot()?;
         self.check("QEMU was killed, and the same disks and the same TPM boot again", true);
         wait::until(POD_DEADLINE, "the kubelet to report the new boot", || {
             Ok((text(&self.node()?, BOOT_ID)? != boot).then_some(()))
@@ -35,6 +35,6 @@ impl Story {
     }
 
     fn node(&self) -> Result<serde_json::Value> {
-        self.cluster.plane.get("node", NODE)?.context("the node is gone")
+        self.cluster.plane.get("node", self.home().name)?.context("the node is gone")
     }
 }

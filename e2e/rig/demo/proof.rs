@@ -18,10 +18,12 @@ impl Story {
     pub(super) fn prove(&mut self, volume: &Volume) -> Result<()> {
         self.prove_table(volume)?;
         // What still waits in the guest's memory is searched, too.
-        self.cluster.guest.check("sync")?;
-        let (pool, system) = (self.cluster.machine.pool_disk(), self.cluster.machine.system_disk());
+        self.home().guest.check("sync")?;
+        let (pool, system) = (self.home().machine.pool_disk(), self.home().machine.system_disk());
         self.search_outside("the pool disk's image", &pool, volume)?;
         self.search_outside("the system disk's image", &system, volume)?;
+        let images = self.home().machine.images_disk();
+        self.search_outside("the image of the containers' disk", &images, volume)?;
         let backing = self.search_inside("", &format!("{POOL}/{}/backing", volume.id), volume)?;
         self.check(&format!("on the node: 0 hits in {} of the backing", mib(backing)), backing.hits == 0);
         let mapper = self.search_inside("--direct", &format!("/dev/mapper/coffer-{}", volume.id), volume)?;
@@ -31,7 +33,7 @@ impl Story {
     }
 
     fn prove_table(&mut self, volume: &Volume) -> Result<()> {
-        let table = self.cluster.guest.check(&format!("dmsetup table coffer-{}", volume.id))?;
+        let table = self.home().guest.check(&format!("dmsetup table coffer-{}", volume.id))?;
         println!("           {}", table.trim());
         let wanted = [" crypt ", " aes-xts-plain64 ", ":64:logon:", "sector_size:4096"];
         self.check("the mapper: aes-xts-plain64, 4096-byte sectors, 512-bit key in the kernel keyring", {
@@ -48,9 +50,9 @@ impl Story {
         let seconds = begun.elapsed().as_secs_f64();
         let said = format!("outside, while it runs: {} in {} of {what} ({seconds:.1} s)", hits(found), mib(found));
         self.check(&said, found.hits == 0);
-        if image == self.cluster.machine.pool_disk() {
+        if image == self.home().machine.pool_disk() {
             let read = format!("head -c 4096 {POOL}/{}/backing", volume.id);
-            let header = self.cluster.guest.run(&read)?.stdout;
+            let header = self.home().guest.run(&read)?.stdout;
             let found = search::file(image, &header, Reading::Cached)?;
             self.check("the same search finds the volume's LUKS2 header there", found.hits >= 1);
         }
@@ -58,7 +60,7 @@ impl Story {
     }
 
     fn search_inside(&self, flag: &str, path: &str, volume: &Volume) -> Result<Found> {
-        let output = self.cluster.guest.run_with(&format!("coffer-rig search {flag} {path}"), &volume.needle)?;
+        let output = self.home().guest.run_with(&format!("coffer-rig search {flag} {path}"), &volume.needle)?;
         let text = String::from_utf8(output.stdout)?;
         let mut numbers = text.split_whitespace().map_while(|word| word.parse().ok());
         let mut next = || {

@@ -15,19 +15,21 @@ const WRITE_NEEDLE: &str =
 
 impl Story {
     pub(super) fn apply(&mut self) -> Result<Volume> {
-        let driver = "pgrep -x coffer";
-        let before = self.cluster.guest.check(driver)?;
-        self.apply_example("")?;
-        self.ready_pod(POD_DEADLINE, |_| true)?;
-        self.check("the pod is Ready", true);
-        let here = self.cluster.guest.check(driver)?;
-        self.check("the running driver saw the new pool: it is still the same process", here == before);
+        self.apply_example("pvc.yaml")?;
+        self.apply_example("pod.yaml")?;
+        let pod = self.ready_pod(POD_DEADLINE, |_| true)?;
+        let name = text(&pod, "/spec/nodeName")?;
+        let nodes = &self.cluster.nodes;
+        self.home = nodes.iter().position(|node| node.name == name).context("the pod is on a node of the rig")?;
+        self.check(&format!("the pod is Ready, on {name}"), true);
 
         let claim = self.cluster.plane.get("pvc", CLAIM)?.context("the claim is gone")?;
         let pv = text(&claim, "/spec/volumeName")?;
         let object = self.cluster.plane.get("pv", &pv)?.context("the volume of a bound claim is gone")?;
         let id = text(&object, "/spec/csi/volumeHandle")?;
-        println!("           volume {id}");
+        self.check_row(&id, "Staged", |row| {
+            row["status"]["everReady"] == true && row["status"]["attester"] == "tpm" && row["spec"]["nodeName"] == name
+        })?;
         let needle = self.in_pod(WRITE_NEEDLE)?;
         self.check("the pod wrote 64 random bytes, with fsync", needle.len() == 64);
         Ok(Volume { id, pv, needle })

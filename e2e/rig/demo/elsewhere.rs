@@ -1,0 +1,65 @@
+//! Chapter 5: what one node may have, the other may not.
+
+use anyhow::Context as _;
+use anyhow::Result;
+use serde_json::json;
+
+use super::POD_DEADLINE;
+use super::Story;
+use super::text;
+use crate::control_plane::NODES;
+use crate::process::read;
+use crate::traces;
+use crate::wait;
+
+const NAME: &str = "stranger";
+
+impl Story {
+    /// A pod on the second node wants a volume whose secret is for the first alone.
+    pub(super) fn refuse_second_node(&mut self) -> Result<()> {
+        let [_, second] = NODES;
+        let releases = self.kbs.releases()?.len();
+        self.cluster.plane.apply(&claim_and_pod(second))?;
+        let event = self.refusals(NAME, 1)?;
+        self.show_refusal(&event, "PolicyDenied")?;
+        let claim = self.cluster.plane.get("pvc", NAME)?.context("the claim is gone")?;
+        let pv = self.cluster.plane.get("pv", &text(&claim, "/spec/volumeName")?)?.context("the volume is gone")?;
+        let id = text(&pv, "/spec/csi/volumeHandle")?;
+        self.check_row(&id, "Provisioned", |row| {
+            row["status"]["everReady"] != true && row["spec"]["nodeName"] == second
+        })?;
+        let left = traces::in_kernel(&self.cluster.nodes[1].guest, &id)?;
+        self.check("the KBS released nothing, and the node holds nothing", {
+            self.kbs.releases()?.len() == releases && left.is_empty()
+        });
+        read(&mut self.cluster.plane.kubectl(&["delete", "pod,pvc", NAME]))?;
+        wait::until(POD_DEADLINE, "the second node's volume to be gone", || {
+            Ok(self.cluster.plane.get("encvol", &id)?.is_none().then_some(()))
+        })?;
+        self.check("pod, claim and volume are deleted: it was never formatted, and leaves nothing", true);
+        Ok(())
+    }
+}
+
+/// JSON is YAML.
+fn claim_and_pod(node: &str) -> String {
+    let claim = json!({
+        "apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": { "name": NAME },
+        "spec": {
+            "storageClassName": "first-only", "accessModes": ["ReadWriteOnce"],
+            "resources": { "requests": { "storage": "64Mi" } },
+        },
+    });
+    let pod = json!({
+        "apiVersion": "v1", "kind": "Pod", "metadata": { "name": NAME },
+        "spec": {
+            "nodeSelector": { "kubernetes.io/hostname": node },
+            "containers": [{
+                "name": "main", "image": "busybox", "imagePullPolicy": "IfNotPresent", "command": ["sleep", "infinity"],
+                "volumeMounts": [{ "name": "data", "mountPath": "/data" }],
+            }],
+            "volumes": [{ "name": "data", "persistentVolumeClaim": { "claimName": NAME } }],
+        },
+    });
+    format!("{claim}\n---\n{pod}\n")
+}

@@ -1,0 +1,94 @@
+//! The API server is away, and a node that never comes back.
+
+use std::time::Duration;
+
+use anyhow::Context as _;
+use anyhow::Result;
+
+use super::Scenario;
+use super::scene::DEADLINE;
+use super::scene::Scene;
+use super::scene::claim;
+use super::scene::of_class;
+use super::scene::on;
+use super::scene::pod;
+use crate::cluster::has_condition;
+use crate::control_plane::NODES;
+use crate::traces::POOL;
+use crate::wait;
+
+/// How long the API server is away.
+const OUTAGE: Duration = wait::seconds(60);
+
+pub(super) const SCENARIOS: &[Scenario] = &[
+    Scenario { name: "api_server_away_in_stage", run: in_stage, warnings: &["FailedMount", "NodeNotReady"] },
+    Scenario { name: "api_server_away_in_delete", run: in_delete, warnings: &["NodeNotReady", "VolumeFailedDelete"] },
+    Scenario { name: "node_that_never_comes_back", run: lost_node, warnings: &["NodeNotReady", "BytesLeftBehind"] },
+];
+
+/// A Ready volume opens while the API server is away; one that has to be formatted waits for it.
+fn in_stage(scene: &mut Scene) -> Result<()> {
+    let [first, _] = NODES;
+    scene.apply(&[claim("data", "64Mi"), on(first, pod("writer", &["data"]))])?;
+    scene.ready("writer")?;
+    let digest = scene.write("writer", "/data/file")?;
+    let volume = scene.volume("data")?;
+    scene.delete("pod", "writer")?;
+    scene.phase(&volume.id, "Ready")?;
+
+    let guest = scene.cluster.nodes[0].guest;
+    // From the loop device on, nothing of the stage needs the API server.
+    let begun = format!("until grep -qs {} /sys/block/loop*/loop/backing_file; do sleep 0.02; done", volume.id);
+    let watcher = std::thread::spawn(move || guest.check(&begun));
+    scene.apply(&[on(first, pod("reader", &["data"]))])?;
+    watcher.join().expect("the watcher reports errors")?;
+    scene.cluster.plane.without_api_server(OUTAGE, || {
+        guest.wait_until("the volume to be mounted", &format!("grep -q coffer-{} /proc/1/mountinfo", volume.id), OUTAGE)
+    })?;
+    scene.ready("reader")?;
+    scene.check("reader", "/data/file", &digest)
+}
+
+fn in_delete(scene: &mut Scene) -> Result<()> {
+    scene.apply(&[of_class("immediate", claim("data", "256Mi"))])?;
+    let volume = scene.volume("data")?;
+    scene.kubectl("delete pvc data --wait=false")?;
+    scene.cluster.plane.without_api_server(OUTAGE, || Ok(()))?;
+    scene.gone("pvc", "data")?;
+    scene.gone("encvol", &volume.id)
+}
+
+/// Its volumes can be deleted once its Node object is, and what they leave is said; should its disk come back after all, the
+/// orphan is reported and can be purged.
+fn lost_node(scene: &mut Scene) -> Result<()> {
+    let [_, second] = NODES;
+    scene.apply(&[claim("data", "64Mi"), on(second, pod("writer", &["data"]))])?;
+    scene.ready("writer")?;
+    let volume = scene.volume("data")?;
+    scene.cluster.nodes[1].machine.kill()?;
+    scene.kubectl("delete pod writer --force --grace-period=0")?;
+    scene.cluster.shell(&format!("kubectl delete node {second}"))?;
+    scene.delete("pvc", "data")?;
+    scene.gone("encvol", &volume.id)?;
+    wait::until(DEADLINE, "the event BytesLeftBehind", || {
+        let events = scene
+            .cluster
+            .shell("kubectl get events --all-namespaces --field-selector reason=BytesLeftBehind --output name")?;
+        Ok((!events.is_empty()).then_some(()))
+    })?;
+
+    let node = &mut scene.cluster.nodes[1];
+    node.guest = node.machine.boot()?;
+    wait::until(DEADLINE, "the node to be Ready again", || {
+        Ok(scene.get("node", second)?.filter(|node| has_condition(node, "Ready")).map(drop))
+    })?;
+    wait::until(DEADLINE, "the orphan to be reported", || {
+        let pool = scene.get("encpool", &format!("default.{second}"))?.context("the pool's resource is gone")?;
+        Ok(pool["status"].to_string().contains(&volume.id).then_some(()))
+    })?;
+    let node = &scene.cluster.nodes[1];
+    wait::until(DEADLINE, "the driver on the node", || {
+        Ok(scene.cluster.driver_pod(node)?.filter(|pod| has_condition(pod, "Ready")).map(drop))
+    })?;
+    scene.cluster.in_driver(node, &format!("coffer volume purge {} --pool {POOL}", volume.id)).map(drop)
+}
