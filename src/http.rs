@@ -129,7 +129,7 @@ async fn look(lifecycle: &Lifecycle) -> Result<NodeSight> {
     let pools = lifecycle.sight_pools().await?;
     let bytes = pools.into_iter().map(|pool| {
         let bytes = pool.capacity.ok().map(|capacity| PoolBytes {
-            capacity: capacity.promised_bytes + capacity.available_bytes,
+            capacity: capacity.total_bytes(),
             available: capacity.available_bytes,
             promised: capacity.promised_bytes,
         });

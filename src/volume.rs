@@ -5,6 +5,7 @@
 mod error;
 mod health;
 mod key_uri;
+mod message;
 mod place;
 mod pool_name;
 mod secret;
@@ -12,6 +13,7 @@ mod secret;
 pub use error::{Error, Reason, Result};
 pub use health::{HealthEntry, HealthStatus};
 pub use key_uri::{Claim, KeyUri, KeyUriTemplate};
+pub use message::{MESSAGE_BYTES, shortened};
 pub use place::{Place, Whereabouts};
 pub use pool_name::PoolName;
 pub use secret::SecretBytes;

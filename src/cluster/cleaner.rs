@@ -22,14 +22,12 @@ use super::Events;
 use super::FINALIZER;
 use super::News;
 use super::Phase;
+use super::error::again;
 use super::error::complain;
 use super::retained::tell_retained;
 
 /// How often it is looked whether the node of a volume that waits for it is still in the cluster.
 const NODE_PERIOD: Duration = Duration::from_secs(15);
-/// How long a failed write waits.
-const RETRY: Duration = Duration::from_secs(2);
-
 struct Cleaner {
     volumes: Api<EncryptedVolume>,
     nodes: Api<Node>,
@@ -48,8 +46,7 @@ pub async fn clean(client: Client) {
 }
 
 fn on_error(volume: Arc<EncryptedVolume>, error: &kube::Error, _: Arc<Cleaner>) -> Action {
-    tracing::warn!(volume = volume.name_any(), %error, "a deleted volume's resource stays for now");
-    Action::requeue(RETRY)
+    again(&*volume, error, "a deleted volume's resource stays for now")
 }
 
 impl Cleaner {

@@ -1,7 +1,10 @@
 //! What can go wrong with the API server, in our words.
 
 use std::error::Error as StdError;
+use std::time::Duration;
 
+use kube::ResourceExt;
+use kube::runtime::controller::Action;
 use kube::runtime::controller::Error as ControllerError;
 use kube::runtime::watcher;
 
@@ -23,6 +26,15 @@ pub(super) fn failed(task: &str) -> impl FnOnce(kube::Error) -> Error {
 pub(super) fn unreachable(task: &str, cause: impl Into<Box<dyn StdError + Send + Sync>>) -> Error {
     Error::new(Reason::ApiServerUnreachable, format!("cannot {task}; the driver tries again by itself"))
         .caused_by(cause)
+}
+
+/// How long a failed read or write waits.
+const RETRY: Duration = Duration::from_secs(2);
+
+/// Logs that something about `object` has not happened yet and why, and has it tried again soon.
+pub(super) fn again(object: &impl ResourceExt, error: &kube::Error, what: &str) -> Action {
+    tracing::warn!(object = object.name_any(), error = error as &dyn StdError, "{what}");
+    Action::requeue(RETRY)
 }
 
 /// Logs why resources cannot be watched. What failed for one resource was logged where it failed.

@@ -1,5 +1,7 @@
 //! Events of Kubernetes: what has happened to a volume, for whoever describes its resource.
 
+use std::error::Error as StdError;
+
 use kube::Client;
 use kube::Resource as _;
 use kube::ResourceExt as _;
@@ -9,9 +11,7 @@ use kube::runtime::events::Recorder;
 use kube::runtime::events::Reporter;
 
 use super::EncryptedVolume;
-
-/// Longest note that the API server takes, in bytes.
-const NOTE_BYTES: usize = 1024;
+use crate::volume::shortened;
 
 /// What has happened to a volume.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,27 +55,8 @@ impl Events {
         };
         if let Err(error) = self.0.publish(&event, &volume.object_ref(&())).await {
             let (volume, reason) = (volume.name_any(), event.reason);
-            tracing::warn!(volume, reason, %error, "an event could not be told: {}", news.note);
+            let error: &dyn StdError = &error;
+            tracing::warn!(volume, reason, error, "an event could not be told: {}", news.note);
         }
-    }
-}
-
-fn shortened(text: &str) -> &str {
-    let mut end = text.len().min(NOTE_BYTES);
-    while !text.is_char_boundary(end) {
-        end -= 1;
-    }
-    &text[..end]
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_note_is_cut_between_characters() {
-        assert_eq!(shortened("short"), "short");
-        assert_eq!(shortened(&"a".repeat(2000)).len(), NOTE_BYTES);
-        assert_eq!(shortened(&"€".repeat(2000)).len(), NOTE_BYTES - 1);
     }
 }

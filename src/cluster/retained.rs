@@ -3,7 +3,6 @@
 //! Every replica of the controller looks; the one that marks the volume's resource tells.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use k8s_openapi::api::core::v1::ObjectReference;
@@ -21,13 +20,12 @@ use serde_json::json;
 use super::EncryptedVolume;
 use super::Events;
 use super::News;
+use super::error::again;
 use super::error::complain;
 use crate::volume::DRIVER_NAME;
 
 /// On a volume's resource: the uid of the claim that left it behind, once that was told.
 const RETAINED: &str = "coffer.dev/retained";
-/// How long a failed read or write waits.
-const RETRY: Duration = Duration::from_secs(2);
 
 struct Retained {
     volumes: Api<EncryptedVolume>,
@@ -44,8 +42,7 @@ pub(super) async fn tell_retained(client: Client, events: Events) {
 }
 
 fn on_error(pv: Arc<PersistentVolume>, error: &kube::Error, _: Arc<Retained>) -> Action {
-    tracing::warn!(pv = pv.name_any(), %error, "it is not told yet that a volume is retained");
-    Action::requeue(RETRY)
+    again(&*pv, error, "it is not told yet that a volume is retained")
 }
 
 impl Retained {

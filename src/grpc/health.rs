@@ -7,9 +7,7 @@ use super::proto::csi::volume_health::VolumeHealthEntry;
 use crate::volume::HealthEntry;
 use crate::volume::HealthStatus;
 use crate::volume::Reason;
-
-/// Longest message in `pod.status.volumeHealth`.
-const MESSAGE_BYTES: usize = 1024;
+use crate::volume::shortened;
 
 /// What is wrong with the volume `id`.
 pub(super) fn of_volume(id: &str, entries: &[HealthEntry]) -> csi::VolumeHealth {
@@ -22,7 +20,7 @@ pub(super) fn of_volume(id: &str, entries: &[HealthEntry]) -> csi::VolumeHealth 
         }
         .into();
         if health_statuses.iter().all(|known| known.status != status) {
-            let (reason, message) = (entry.reason.clone(), shorten(&entry.message));
+            let (reason, message) = (entry.reason.clone(), shortened(&entry.message).to_owned());
             health_statuses.push(VolumeHealthEntry { status, reason, message });
         }
     }
@@ -34,20 +32,15 @@ pub(super) fn of_storage(status: csi::StorageHealthErrorType, reason: Reason, me
     StorageBackendHealth {
         status: status.into(),
         reason: reason.to_string(),
-        message: shorten(message),
+        message: shortened(message).to_owned(),
         volume_capability: None,
     }
-}
-
-fn shorten(text: &str) -> String {
-    let end =
-        text.char_indices().map(|(at, letter)| at + letter.len_utf8()).take_while(|end| *end <= MESSAGE_BYTES).last();
-    text[..end.unwrap_or(0)].to_owned()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::volume::MESSAGE_BYTES;
 
     #[test]
     fn one_entry_for_each_status_and_no_text_too_long() {

@@ -39,6 +39,14 @@ pub struct Capacity {
     pub reserve_bytes: u64,
 }
 
+impl Capacity {
+    /// Sum of the payloads that fit, promised or not.
+    #[must_use]
+    pub fn total_bytes(&self) -> u64 {
+        self.promised_bytes + self.available_bytes
+    }
+}
+
 /// What is in a pool, in bytes.
 #[derive(Clone, Copy, Debug, Default)]
 struct Ledger {

@@ -93,7 +93,7 @@ impl PoolReporter {
         match &sighting.capacity {
             Ok(capacity) => EncryptedPoolStatus {
                 ready: true,
-                capacity: whole(capacity.promised_bytes + capacity.available_bytes),
+                capacity: whole(capacity.total_bytes()),
                 promised: whole(capacity.promised_bytes),
                 free: whole(capacity.available_bytes),
                 reserve: whole(capacity.reserve_bytes),
