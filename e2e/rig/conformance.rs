@@ -27,8 +27,6 @@ use serde_json::json;
 
 use crate::cluster::Cluster;
 use crate::cluster::Parts;
-use crate::control_plane::NODES;
-use crate::kbs::Kbs;
 use crate::kubernetes;
 use crate::process::Fate;
 use crate::report::Count;
@@ -43,8 +41,6 @@ const PROCESSES: u32 = 3;
 const POOL_BYTES: u64 = 24 << 30;
 /// Small, so that the suite can reach it.
 const MAX_VOLUMES: u32 = 10;
-/// Where the secret of the chart's class is.
-const KEY_URI: &str = "kbs:///default/storage/coffer";
 
 /// What runs the suite; getting it needs the package registries, so it is done outside the sandbox.
 struct Tools {
@@ -70,7 +66,8 @@ pub(crate) fn test(run: &Path, part: &Part, fate: Fate) -> Result<()> {
     sandbox::enter()?;
     let tools = Tools::get()?;
     let (mut cluster, kbs) = Cluster::start_with_kbs(run, Parts::get()?.with_pool(POOL_BYTES), fate)?;
-    stage("Install the chart", || prepare(&cluster, &kbs))?;
+    let values = json!({ "node": { "maxVolumes": MAX_VOLUMES } });
+    stage("Install the chart", || cluster.set_up(&kbs, &values))?;
     let outcome = stage("Kubernetes' storage suite", || tools.run(&mut cluster, part));
     println!("==> {:.0} s in all", begun.elapsed().as_secs_f64());
     let count = outcome.unwrap_or_else(|error| {
@@ -84,11 +81,6 @@ pub(crate) fn test(run: &Path, part: &Part, fate: Fate) -> Result<()> {
 
 fn results(cluster: &Cluster) -> PathBuf {
     cluster.run.join("suite")
-}
-
-fn prepare(cluster: &Cluster, kbs: &Kbs) -> Result<()> {
-    cluster.set_up(kbs, &json!({ "node": { "maxVolumes": MAX_VOLUMES } }))?;
-    kbs.operate(&["put", "--allow", NODES[0], "--allow", NODES[1], KEY_URI]).map(drop)
 }
 
 impl Tools {

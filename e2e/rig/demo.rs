@@ -31,8 +31,6 @@ use crate::report::stage;
 use crate::sandbox;
 use crate::wait;
 
-/// Where the chart's StorageClass says that its secret is.
-pub(crate) const KEY_URI: &str = "kbs:///default/storage/coffer";
 /// The same of a class whose secret only the first node may have.
 const ONLY_FIRST_URI: &str = "kbs:///default/storage/first-only";
 /// Pod and claim of `examples/`.

@@ -11,6 +11,7 @@ use serde_json::json;
 
 use crate::cluster::Cluster;
 use crate::cluster::Node;
+use crate::control_plane::NODES;
 use crate::kbs::Kbs;
 use crate::process::read;
 use crate::product_image;
@@ -20,16 +21,27 @@ use crate::wait;
 pub(crate) const NAMESPACE: &str = "coffer-system";
 /// Name of the driver.
 pub(crate) const DRIVER: &str = "csi.coffer.dev";
+/// Where the chart's own StorageClass says that its secret is.
+pub(crate) const KEY_URI: &str = "kbs:///default/storage/coffer";
 
 impl Cluster {
-    /// Installs the chart with `values`, does what its notes say, and has the KBS accept both nodes.
+    /// Installs the chart with `values`, does what its notes say, has the KBS accept both nodes, and gives them [`KEY_URI`].
     pub(crate) fn set_up(&self, kbs: &Kbs, values: &Value) -> Result<()> {
         for command in self.install(kbs, values)? {
             self.shell(&command)?;
         }
         self.wait_for_registration()?;
         self.nodes.iter().try_for_each(|node| self.admit(kbs, node).map(drop))?;
+        self.store(kbs, KEY_URI, &NODES)?;
         self.wait_for_capacities()
+    }
+
+    /// Stores a secret under `uri` that the nodes `allowed` may have. Returns what the KBS said.
+    pub(crate) fn store(&self, kbs: &Kbs, uri: &str, allowed: &[&str]) -> Result<String> {
+        let mut arguments = vec!["put"];
+        allowed.iter().for_each(|node| arguments.extend(["--allow", node]));
+        arguments.push(uri);
+        kbs.operate(&arguments)
     }
 
     /// Installs the chart with `values` beside those that the rig needs. Returns the commands that Helm's notes name.

@@ -17,8 +17,7 @@ use serde_json::json;
 
 use crate::cluster::Cluster;
 use crate::cluster::Parts;
-use crate::control_plane::NODES;
-use crate::demo::KEY_URI;
+use crate::install::KEY_URI;
 use crate::process::Fate;
 use crate::report::Count;
 use crate::report::stage;
@@ -54,10 +53,7 @@ pub(crate) fn test(run: &Path, filter: &str, fate: Fate) -> Result<()> {
     }
     sandbox::enter()?;
     let (mut cluster, kbs) = Cluster::start_with_kbs(run, Parts::get()?, fate)?;
-    stage("Install the chart", || {
-        cluster.set_up(&kbs, &values())?;
-        kbs.operate(&["put", "--allow", NODES[0], "--allow", NODES[1], KEY_URI])
-    })?;
+    stage("Install the chart", || cluster.set_up(&kbs, &values()))?;
     let words: Vec<&str> = filter.split_whitespace().collect();
     play(&mut cluster, |scenario| words.is_empty() || words.iter().any(|word| scenario.name.contains(word))).conclude()
 }

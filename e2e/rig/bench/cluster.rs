@@ -15,7 +15,6 @@ use super::table::number;
 use crate::cluster::Cluster;
 use crate::cluster::Parts;
 use crate::cluster::has_condition;
-use crate::control_plane::NODES;
 use crate::process::Fate;
 use crate::product_image;
 use crate::report::stage;
@@ -30,7 +29,6 @@ const CROWD: usize = 30;
 /// Volumes open when memory is looked at the last time.
 const VOLUMES: usize = 50;
 const DEADLINE: Duration = wait::seconds(600);
-const KEY_URI: &str = "kbs:///default/storage/coffer";
 
 /// Where the time of one round went, in seconds.
 #[derive(Clone, Copy, Default)]
@@ -45,10 +43,7 @@ struct Round {
 /// Measures in a fresh cluster in `run` and returns the report.
 pub(super) fn report(run: &std::path::Path, rounds: u32) -> Result<String> {
     let (cluster, kbs) = Cluster::start_with_kbs(run, Parts::get()?, Fate::WithRig)?;
-    stage("Install the chart", || {
-        cluster.set_up(&kbs, &json!({}))?;
-        kbs.operate(&["put", "--allow", NODES[0], "--allow", NODES[1], KEY_URI])
-    })?;
+    stage("Install the chart", || cluster.set_up(&kbs, &json!({})))?;
     let idle = memory(&cluster)?;
     let writes = writes(&cluster)?;
     let ways =

@@ -5,10 +5,10 @@ use anyhow::Result;
 use serde_json::Value;
 use serde_json::json;
 
-use super::KEY_URI;
 use super::ONLY_FIRST_URI;
 use super::Story;
 use crate::control_plane::NODES;
+use crate::install::KEY_URI;
 use crate::product_image;
 use crate::traces::POOL;
 use crate::wait;
@@ -98,10 +98,7 @@ impl Story {
     }
 
     fn store(&mut self, uri: &str, allowed: &[&str]) -> Result<()> {
-        let mut arguments = vec!["put"];
-        allowed.iter().for_each(|node| arguments.extend(["--allow", node]));
-        arguments.push(uri);
-        let said = self.kbs.operate(&arguments)?;
+        let said = self.cluster.store(&self.kbs, uri, allowed)?;
         self.check(&format!("coffer dev-kbs put, 32 random bytes for {}: {said}", allowed.join(" and ")), true);
         Ok(())
     }

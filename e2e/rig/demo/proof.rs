@@ -6,9 +6,9 @@ use std::time::Instant;
 use anyhow::Context as _;
 use anyhow::Result;
 
-use super::KEY_URI;
 use super::Story;
 use super::Volume;
+use crate::install::KEY_URI;
 use crate::search;
 use crate::search::Found;
 use crate::search::Reading;

@@ -6,12 +6,12 @@ use anyhow::Context as _;
 use anyhow::Result;
 use serde_json::Value;
 
-use super::KEY_URI;
 use super::POD;
 use super::POD_DEADLINE;
 use super::Story;
 use super::Volume;
 use super::text;
+use crate::install::KEY_URI;
 use crate::process::read;
 use crate::traces;
 use crate::wait;

@@ -33,21 +33,17 @@ pub(super) const SCENARIOS: &[Scenario] = &[
 const KILL: &str = "pkill -KILL -f '^/usr/bin/coffer node'";
 
 fn in_create(scene: &mut Scene) -> Result<()> {
-    let [first, _] = NODES;
-    // Stopped, it cannot answer before it is killed; then it is killed as soon as it has begun.
-    let script = format!("until ls {POOL} | grep -q ^cv-; do sleep 0.02; done; {KILL}");
-    let guest = scene.cluster.nodes[0].guest;
-    let killer = std::thread::spawn(move || guest.check(&script));
-    scene.apply(&[claim("data", "64Mi"), on(first, pod("writer", &["data"]))])?;
-    killer.join().expect("the killer reports errors")?;
-    scene.ready("writer")?;
-    let digest = scene.write("writer", "/data/file")?;
-    scene.check("writer", "/data/file", &digest)
+    killed_after(scene, &format!("ls {POOL} | grep -q ^cv-"))
 }
 
 fn in_stage(scene: &mut Scene) -> Result<()> {
+    killed_after(scene, &format!("grep -qs {POOL} /sys/block/loop*/loop/backing_file"))
+}
+
+/// Makes a volume and opens it on the first node, where the service is killed as soon as `begun` holds.
+fn killed_after(scene: &mut Scene, begun: &str) -> Result<()> {
     let [first, _] = NODES;
-    let script = format!("until grep -qs {POOL} /sys/block/loop*/loop/backing_file; do sleep 0.02; done; {KILL}");
+    let script = format!("until {begun}; do sleep 0.02; done; {KILL}");
     let guest = scene.cluster.nodes[0].guest;
     let killer = std::thread::spawn(move || guest.check(&script));
     scene.apply(&[claim("data", "64Mi"), on(first, pod("writer", &["data"]))])?;
