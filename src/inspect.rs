@@ -9,15 +9,25 @@ use crate::device::Kernel;
 use crate::device::Machine;
 use crate::device::Mapper;
 use crate::provision::LocalPool;
+use crate::provision::Pools;
 use crate::provision::Refusal;
 use crate::record::PoolFile;
 use crate::record::Record;
+use crate::volume::PoolName;
+use crate::volume::Reason;
 use crate::volume::Result;
 use crate::volume::VolumeId;
 
+/// All pools of a machine, each with its volumes.
+#[derive(Debug, Serialize)]
+#[serde(transparent)]
+pub struct Overview(Vec<PoolView>);
+
 /// A pool and all its volumes.
 #[derive(Debug, Serialize)]
-pub struct Overview {
+pub struct PoolView {
+    /// What StorageClasses call it.
+    pub name: PoolName,
     /// The pool's directory.
     pub path: String,
     /// The pool's mark.
@@ -57,27 +67,34 @@ pub struct Held {
     pub mounts: Vec<String>,
 }
 
-/// The pool with all its volumes.
+/// Each pool with all its volumes.
 ///
 /// # Errors
-/// `PoolMissing` if the pool cannot be used now.
-pub fn list(pool: &LocalPool, machine: &dyn Machine) -> Result<Overview> {
-    let mark = pool.ready()?;
-    let volumes = pool.list()?.into_iter().map(|(id, record)| view(pool, machine, id, record)).collect();
-    let path = pool.path().display().to_string();
-    Ok(Overview { path, pool: mark, available_bytes: pool.capacity()?.available_bytes, volumes })
+/// `PoolMissing` if a pool cannot be used now.
+pub fn list(pools: &Pools, machine: &dyn Machine) -> Result<Overview> {
+    pools.iter().map(|pool| pool_view(pool, machine)).collect::<Result<_>>().map(Overview)
 }
 
-/// One volume of the pool, or what the kernel still holds of one that is gone from it.
+fn pool_view(pool: &LocalPool, machine: &dyn Machine) -> Result<PoolView> {
+    Ok(PoolView {
+        name: pool.name().clone(),
+        path: pool.path().display().to_string(),
+        pool: pool.ready()?,
+        available_bytes: pool.capacity()?.available_bytes,
+        volumes: pool.list()?.into_iter().map(|(id, record)| view(pool, machine, id, record)).collect(),
+    })
+}
+
+/// One volume of the pools, or what the kernel still holds of one that is gone from them.
 ///
 /// # Errors
-/// `VolumeNotFound` if neither pool nor kernel knows it.
-pub fn volume(pool: &LocalPool, machine: &dyn Machine, id: &VolumeId) -> Result<View> {
-    let record = pool.get(id);
+/// `VolumeNotFound` if neither pools nor kernel know it; `PoolMissing` if the kernel does not and a pool cannot be used now.
+pub fn volume(pools: &Pools, machine: &dyn Machine, id: &VolumeId) -> Result<View> {
+    let record = pools.get(id);
     let is_held = machine.look(id, None).is_ok_and(|kernel| kernel != Kernel::default());
     match record {
-        Err(error) if error.reason() == crate::volume::Reason::VolumeNotFound && !is_held => Err(error),
-        record => Ok(view(pool, machine, id.clone(), record)),
+        Err(error) if matches!(error.reason(), Reason::VolumeNotFound | Reason::PoolMissing) && !is_held => Err(error),
+        record => Ok(view(pools.of(id), machine, id.clone(), record)),
     }
 }
 
@@ -112,7 +129,20 @@ impl From<Kernel> for Held {
 
 impl fmt::Display for Overview {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "pool {} in {}, {} MiB available", self.pool.pool_id, self.path, self.available_bytes >> 20)?;
+        for (at, pool) in self.0.iter().enumerate() {
+            if at > 0 {
+                writeln!(f)?;
+            }
+            pool.fmt(f)?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for PoolView {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { name, path, pool, available_bytes, .. } = self;
+        writeln!(f, "pool {name} ({}) in {path}, {} MiB available", pool.pool_id, available_bytes >> 20)?;
         writeln!(f)?;
         writeln!(
             f,

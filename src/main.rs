@@ -123,10 +123,8 @@ struct Node {
     /// What Kubernetes calls this node
     #[arg(long, env = "NODE_NAME", value_parser = parse_node_name)]
     node_name: String,
-    /// A pool's directory, made with `coffer pool init`, and what StorageClasses call it; may be repeated
-    #[arg(long = "pool", env = "COFFER_POOL", value_name = "[NAME=]DIR", value_delimiter = ',', required = true)]
-    #[arg(value_parser = parse_pool)]
-    pools: Vec<LocalPool>,
+    #[command(flatten)]
+    pools: PoolFlags,
     /// Where the KBS is
     #[arg(long, env = "COFFER_KBS_URL", value_name = "https://HOST[:PORT]")]
     kbs_url: String,
@@ -144,6 +142,14 @@ struct Node {
     /// How many volumes the node may have staged; 0: no limit
     #[arg(long, env = "COFFER_MAX_VOLUMES", default_value_t = 256, value_name = "N")]
     max_volumes: u32,
+}
+
+#[derive(Debug, Args)]
+struct PoolFlags {
+    /// A pool's directory, made with `coffer pool init`, and what StorageClasses call it; may be repeated
+    #[arg(long = "pool", env = "COFFER_POOL", value_name = "[NAME=]DIR", value_delimiter = ',', required = true)]
+    #[arg(value_parser = parse_pool)]
+    pools: Vec<LocalPool>,
 }
 
 #[derive(Debug, Args)]
@@ -189,7 +195,7 @@ struct Attest {
 
 #[derive(Debug, Subcommand)]
 enum Volume {
-    /// The pool and its volumes: what the records say and what the kernel holds
+    /// The pools and their volumes: what the records say and what the kernel holds
     List(Look),
     /// One volume in full
     Inspect {
@@ -202,17 +208,15 @@ enum Volume {
     Purge {
         /// The volume's id; its data cannot be had back
         id: String,
-        /// The pool's directory
-        #[arg(long, env = "COFFER_POOL", value_name = "DIR")]
-        pool: PathBuf,
+        #[command(flatten)]
+        pools: PoolFlags,
     },
 }
 
 #[derive(Debug, Args)]
 struct Look {
-    /// The pool's directory
-    #[arg(long, env = "COFFER_POOL", value_name = "DIR")]
-    pool: PathBuf,
+    #[command(flatten)]
+    pools: PoolFlags,
     /// How to print it
     #[arg(long, value_enum, default_value_t = Output::Text)]
     output: Output,
@@ -258,15 +262,12 @@ async fn run(command: Command) -> Result<()> {
             let description = attester(flags.attester)?.describe().await?;
             show(flags.output, &description)
         }
-        Command::Volume(Volume::List(look)) => {
-            show(look.output, &inspect::list(&LocalPool::open(PoolName::default(), look.pool), &LinuxMachine)?)
-        }
+        Command::Volume(Volume::List(look)) => show(look.output, &inspect::list(&look.pools.get()?, &LinuxMachine)?),
         Command::Volume(Volume::Inspect { id, look }) => {
-            let pool = LocalPool::open(PoolName::default(), look.pool);
-            show(look.output, &inspect::volume(&pool, &LinuxMachine, &parse_id(&id)?)?)
+            show(look.output, &inspect::volume(&look.pools.get()?, &LinuxMachine, &parse_id(&id)?)?)
         }
-        Command::Volume(Volume::Purge { id, pool }) => {
-            lifecycle::purge(&LocalPool::open(PoolName::default(), pool), &LinuxMachine, &parse_id(&id)?)?;
+        Command::Volume(Volume::Purge { id, pools }) => {
+            lifecycle::purge(&pools.get()?, &LinuxMachine, &parse_id(&id)?)?;
             print(&format!("volume {id} is destroyed\n"))
         }
         #[cfg(feature = "dev")]
@@ -336,7 +337,7 @@ async fn node_half(flags: Node, witness: Option<Witness>) -> Result<NodeHalf> {
         attester: attester(flags.attester)?,
         limits: Limits::default(),
     })?);
-    let pools = Pools::new(flags.pools)?;
+    let pools = flags.pools.get()?;
     for pool in pools.iter() {
         if let Err(error) = pool.finish_interrupted() {
             tracing::warn!("pool {} is not ready yet: {}", pool.name(), error.chain());
@@ -438,6 +439,12 @@ fn parse_node_name(text: &str) -> std::result::Result<String, &'static str> {
 fn parse_id(text: &str) -> Result<VolumeId> {
     let not_found = || Error::new(Reason::VolumeNotFound, format!("{text:?} is not an id of this driver"));
     VolumeId::parse(text).ok_or_else(not_found)
+}
+
+impl PoolFlags {
+    fn get(self) -> Result<Pools> {
+        Pools::new(self.pools)
+    }
 }
 
 /// `[NAME=]DIR`; a directory whose name holds '=' needs the name in front.

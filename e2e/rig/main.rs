@@ -24,6 +24,7 @@ mod kbs;
 mod kubernetes;
 mod layers;
 mod machine;
+mod objects;
 mod process;
 mod product_image;
 mod programs;

@@ -2,21 +2,21 @@
 
 use crate::device::Kernel;
 use crate::device::Machine;
-use crate::provision::LocalPool;
+use crate::provision::Pools;
 use crate::volume::Error;
 use crate::volume::Reason;
 use crate::volume::Result;
 use crate::volume::VolumeId;
 
-/// Deletes a volume of `pool` and its key material on this machine, whatever its record says.
+/// Deletes a volume of `pools` and its key material on this machine, whatever its record says.
 ///
 /// # Errors
-/// `VolumeNotFound` if the pool does not hold it; `StillStaged` if the kernel does.
-pub fn purge(pool: &LocalPool, machine: &dyn Machine, id: &VolumeId) -> Result<()> {
-    pool.ready()?;
+/// `VolumeNotFound` if no pool holds it; `StillStaged` if the kernel does.
+pub fn purge(pools: &Pools, machine: &dyn Machine, id: &VolumeId) -> Result<()> {
+    pools.ready(id)?;
+    let pool = pools.of(id);
     if !pool.directory(id).exists() {
-        let message = format!("there is no volume {id} in {}", pool.path().display());
-        return Err(Error::new(Reason::VolumeNotFound, message));
+        return Err(Error::new(Reason::VolumeNotFound, format!("no pool of this machine holds volume {id}")));
     }
     let shape = pool.get(id).ok().map(|record| pool.shape(&record));
     if machine.look(id, shape.as_ref())? != Kernel::default() {
@@ -30,6 +30,7 @@ pub fn purge(pool: &LocalPool, machine: &dyn Machine, id: &VolumeId) -> Result<(
 mod tests {
     use super::*;
     use crate::device::fake::FakeMachine;
+    use crate::provision::LocalPool;
     use crate::volume::Content;
     use crate::volume::KeyUri;
     use crate::volume::PoolName;
@@ -41,6 +42,7 @@ mod tests {
         let directory = tempfile::tempdir().expect("a directory");
         LocalPool::init(directory.path()).expect("a pool");
         let pool = LocalPool::open(PoolName::default(), directory.path().to_owned());
+        let pools = Pools::new(vec![pool.clone()]).expect("one pool");
         let machine = FakeMachine::default();
         let spec = VolumeSpec {
             name: "orphan".into(),
@@ -53,12 +55,12 @@ mod tests {
         };
         let record = pool.create(&spec).expect("made");
         machine.put_loop(&pool.shape(&record));
-        let held = purge(&pool, &machine, &record.id).expect_err("held");
+        let held = purge(&pools, &machine, &record.id).expect_err("held");
         assert_eq!(held.reason(), Reason::StillStaged);
         machine.reboot();
-        purge(&pool, &machine, &record.id).expect("nothing holds it");
+        purge(&pools, &machine, &record.id).expect("nothing holds it");
         assert!(!pool.directory(&record.id).exists());
-        let gone = purge(&pool, &machine, &record.id).expect_err("gone");
+        let gone = purge(&pools, &machine, &record.id).expect_err("gone");
         assert_eq!(gone.reason(), Reason::VolumeNotFound);
     }
 }

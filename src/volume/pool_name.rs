@@ -2,13 +2,15 @@
 
 use std::fmt;
 
+use serde::Serialize;
+
 use super::{Error, Result};
 
 /// Longest name: a label of the DNS (RFC 1123).
 const LABEL_BYTES: usize = 63;
 
 /// The name of a pool, as a StorageClass gives it. The default is `default`.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 pub struct PoolName(String);
 
 impl PoolName {

@@ -1,5 +1,6 @@
 //! The way of a claim to a running pod and back, in a cluster of the rig: how long, and whose time it is.
 
+use std::ops::Range;
 use std::time::Duration;
 use std::time::Instant;
 
@@ -15,6 +16,7 @@ use super::table::number;
 use crate::cluster::Cluster;
 use crate::cluster::Parts;
 use crate::cluster::has_condition;
+use crate::objects;
 use crate::process::Fate;
 use crate::product_image;
 use crate::report::stage;
@@ -144,38 +146,12 @@ fn bound(cluster: &Cluster) -> Result<usize> {
     Ok(list["items"].as_array().into_iter().flatten().filter(|claim| claim["status"]["phase"] == "Bound").count())
 }
 
-/// The pod `name` and a claim of 16 MiB for each of `numbers`; JSON is YAML.
-fn manifests(name: &str, numbers: std::ops::Range<usize>) -> String {
-    let claim = |number: usize| format!("data-{number}");
-    let claims = numbers.clone().map(|number| {
-        json!({
-            "apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": { "name": claim(number) },
-            "spec": {
-                "storageClassName": "coffer", "accessModes": ["ReadWriteOnce"],
-                "resources": { "requests": { "storage": "16Mi" } },
-            },
-        })
-    });
-    let mounts: Vec<_> = numbers
-        .clone()
-        .map(|number| json!({ "name": claim(number), "mountPath": format!("/{}", claim(number)) }))
-        .collect();
-    let volumes: Vec<_> = numbers
-        .clone()
-        .map(|number| json!({ "name": claim(number), "persistentVolumeClaim": { "claimName": claim(number) } }))
-        .collect();
-    let pod = json!({
-        "apiVersion": "v1", "kind": "Pod", "metadata": { "name": name },
-        "spec": {
-            "terminationGracePeriodSeconds": 0,
-            "containers": [{
-                "name": "main", "image": "busybox", "imagePullPolicy": "IfNotPresent", "command": ["sleep", "infinity"],
-                "volumeMounts": mounts,
-            }],
-            "volumes": volumes,
-        },
-    });
-    json!({ "apiVersion": "v1", "kind": "List", "items": claims.chain([pod]).collect::<Vec<_>>() }).to_string()
+/// The pod `name` and a claim of 16 MiB for each of `numbers`.
+fn manifests(name: &str, numbers: Range<usize>) -> String {
+    let claims: Vec<_> = numbers.map(|number| format!("data-{number}")).collect();
+    let mut all: Vec<_> = claims.iter().map(|name| objects::claim(name, "16Mi")).collect();
+    all.push(objects::pod(name, &claims));
+    objects::list(&all)
 }
 
 /// What Coffer's calls took since its pods started, by their metrics.

@@ -2,12 +2,16 @@
 
 use anyhow::Context as _;
 use anyhow::Result;
-use serde_json::json;
 
 use super::POD_DEADLINE;
 use super::Story;
 use super::text;
 use crate::control_plane::NODES;
+use crate::objects;
+use crate::objects::claim;
+use crate::objects::of_class;
+use crate::objects::on;
+use crate::objects::pod;
 use crate::process::read;
 use crate::traces;
 use crate::wait;
@@ -19,11 +23,12 @@ impl Story {
     pub(super) fn refuse_second_node(&mut self) -> Result<()> {
         let [_, second] = NODES;
         let releases = self.kbs.releases()?.len();
-        self.cluster.plane.apply(&claim_and_pod(second))?;
+        let claim = of_class("first-only", claim(NAME, "64Mi"));
+        self.cluster.plane.apply(&objects::list(&[claim, on(second, pod(NAME, &[NAME]))]))?;
         let event = self.refusals(NAME, 1)?;
         self.show_refusal(&event, "PolicyDenied")?;
-        let claim = self.cluster.plane.get("pvc", NAME)?.context("the claim is gone")?;
-        let pv = self.cluster.plane.get("pv", &text(&claim, "/spec/volumeName")?)?.context("the volume is gone")?;
+        let bound = self.cluster.plane.get("pvc", NAME)?.context("the claim is gone")?;
+        let pv = self.cluster.plane.get("pv", &text(&bound, "/spec/volumeName")?)?.context("the volume is gone")?;
         let id = text(&pv, "/spec/csi/volumeHandle")?;
         self.check_row(&id, "Provisioned", |row| {
             row["status"]["everReady"] != true && row["spec"]["nodeName"] == second
@@ -39,27 +44,4 @@ impl Story {
         self.check("pod, claim and volume are deleted: it was never formatted, and leaves nothing", true);
         Ok(())
     }
-}
-
-/// JSON is YAML.
-fn claim_and_pod(node: &str) -> String {
-    let claim = json!({
-        "apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": { "name": NAME },
-        "spec": {
-            "storageClassName": "first-only", "accessModes": ["ReadWriteOnce"],
-            "resources": { "requests": { "storage": "64Mi" } },
-        },
-    });
-    let pod = json!({
-        "apiVersion": "v1", "kind": "Pod", "metadata": { "name": NAME },
-        "spec": {
-            "nodeSelector": { "kubernetes.io/hostname": node },
-            "containers": [{
-                "name": "main", "image": "busybox", "imagePullPolicy": "IfNotPresent", "command": ["sleep", "infinity"],
-                "volumeMounts": [{ "name": "data", "mountPath": "/data" }],
-            }],
-            "volumes": [{ "name": "data", "persistentVolumeClaim": { "claimName": NAME } }],
-        },
-    });
-    format!("{claim}\n---\n{pod}\n")
 }

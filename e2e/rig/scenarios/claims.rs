@@ -6,11 +6,11 @@ use serde_json::json;
 
 use super::Scenario;
 use super::scene::Scene;
-use super::scene::claim;
-use super::scene::of_class;
-use super::scene::on;
-use super::scene::pod;
 use crate::control_plane::NODES;
+use crate::objects::claim;
+use crate::objects::of_class;
+use crate::objects::on;
+use crate::objects::pod;
 use crate::wait;
 
 pub(super) const SCENARIOS: &[Scenario] = &[

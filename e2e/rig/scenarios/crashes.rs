@@ -6,12 +6,12 @@ use serde_json::json;
 use super::Scenario;
 use super::scene::DEADLINE;
 use super::scene::Scene;
-use super::scene::claim;
-use super::scene::of_class;
-use super::scene::on;
-use super::scene::pod;
 use crate::cluster::has_condition;
 use crate::control_plane::NODES;
+use crate::objects::claim;
+use crate::objects::of_class;
+use crate::objects::on;
+use crate::objects::pod;
 use crate::traces::POOL;
 use crate::wait;
 

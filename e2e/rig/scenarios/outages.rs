@@ -8,13 +8,12 @@ use anyhow::Result;
 use super::Scenario;
 use super::scene::DEADLINE;
 use super::scene::Scene;
-use super::scene::claim;
-use super::scene::of_class;
-use super::scene::on;
-use super::scene::pod;
 use crate::cluster::has_condition;
 use crate::control_plane::NODES;
-use crate::traces::POOL;
+use crate::objects::claim;
+use crate::objects::of_class;
+use crate::objects::on;
+use crate::objects::pod;
 use crate::wait;
 
 /// How long the API server is away.
@@ -90,5 +89,5 @@ fn lost_node(scene: &mut Scene) -> Result<()> {
     wait::until(DEADLINE, "the driver on the node", || {
         Ok(scene.cluster.driver_pod(node)?.filter(|pod| has_condition(pod, "Ready")).map(drop))
     })?;
-    scene.cluster.in_driver(node, &format!("coffer volume purge {} --pool {POOL}", volume.id)).map(drop)
+    scene.cluster.in_driver(node, &format!("coffer volume purge {}", volume.id)).map(drop)
 }

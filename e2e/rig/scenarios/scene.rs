@@ -13,13 +13,12 @@ use crate::cluster::Cluster;
 use crate::cluster::Node;
 use crate::cluster::has_condition;
 use crate::install::DRIVER;
+use crate::objects;
 use crate::traces;
 use crate::wait;
 
 /// An emulated pod starts in 10 to 20 s; after a crash the kubelet's back-off adds to that.
 pub(super) const DEADLINE: Duration = wait::seconds(300);
-/// Until process 1 of a container is told to end.
-const RUN_FOREVER: &str = "trap 'exit 0' TERM; while :; do sleep 1 & wait $!; done";
 
 /// Where a scenario plays.
 pub(super) struct Scene<'a> {
@@ -63,11 +62,9 @@ impl Scene<'_> {
 
     /// Applies `objects` in the namespace.
     pub(super) fn apply(&self, objects: &[Value]) -> Result<()> {
-        let mut list = json!({ "apiVersion": "v1", "kind": "List", "items": objects });
-        for object in list["items"].as_array_mut().context("a list")? {
-            object["metadata"]["namespace"] = json!(self.namespace);
-        }
-        self.cluster.plane.apply(&list.to_string())
+        let mut objects = objects.to_vec();
+        objects.iter_mut().for_each(|object| object["metadata"]["namespace"] = json!(self.namespace));
+        self.cluster.plane.apply(&objects::list(&objects))
     }
 
     /// The object `name` of the namespace, or of none, if it is there.
@@ -174,46 +171,4 @@ impl Scene<'_> {
         });
         clean.with_context(|| format!("left: {}", left.join("; ")))
     }
-}
-
-/// A claim of `size` in the namespace's class.
-pub(super) fn claim(name: &str, size: &str) -> Value {
-    json!({
-        "apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": { "name": name },
-        "spec": {
-            "storageClassName": "coffer", "accessModes": ["ReadWriteOnce"],
-            "resources": { "requests": { "storage": size } },
-        },
-    })
-}
-
-/// A pod that runs until it is told to end, with the volumes of `claims` below `/` under the claims' names.
-pub(super) fn pod(name: &str, claims: &[&str]) -> Value {
-    let mounts: Vec<_> =
-        claims.iter().map(|claim| json!({ "name": claim, "mountPath": format!("/{claim}") })).collect();
-    let volumes: Vec<_> =
-        claims.iter().map(|claim| json!({ "name": claim, "persistentVolumeClaim": { "claimName": claim } })).collect();
-    json!({
-        "apiVersion": "v1", "kind": "Pod", "metadata": { "name": name },
-        "spec": {
-            "terminationGracePeriodSeconds": 5,
-            "containers": [{
-                "name": "main", "image": "busybox", "imagePullPolicy": "IfNotPresent",
-                "command": ["sh", "-c", RUN_FOREVER], "volumeMounts": mounts,
-            }],
-            "volumes": volumes,
-        },
-    })
-}
-
-/// `pod`, on the node `name`.
-pub(super) fn on(node: &str, mut pod: Value) -> Value {
-    pod["spec"]["nodeSelector"] = json!({ "kubernetes.io/hostname": node });
-    pod
-}
-
-/// `claim`, of another class.
-pub(super) fn of_class(class: &str, mut claim: Value) -> Value {
-    claim["spec"]["storageClassName"] = json!(class);
-    claim
 }

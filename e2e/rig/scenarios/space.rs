@@ -4,11 +4,11 @@ use anyhow::Result;
 
 use super::Scenario;
 use super::scene::Scene;
-use super::scene::claim;
-use super::scene::of_class;
-use super::scene::on;
-use super::scene::pod;
 use crate::control_plane::NODES;
+use crate::objects::claim;
+use crate::objects::of_class;
+use crate::objects::on;
+use crate::objects::pod;
 
 pub(super) const SCENARIOS: &[Scenario] = &[
     Scenario { name: "pool_full", run: full, warnings: &["FailedScheduling", "ProvisioningFailed"] },

@@ -1,0 +1,55 @@
+//! Claims and pods, as JSON, of which YAML is a superset.
+
+use serde_json::Value;
+use serde_json::json;
+
+/// Ends with status 0 as soon as it is told to.
+const RUN_FOREVER: &str = "trap 'exit 0' TERM; sleep infinity & wait";
+
+/// A claim of `size` in the chart's own class.
+pub(crate) fn claim(name: &str, size: &str) -> Value {
+    json!({
+        "apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": { "name": name },
+        "spec": {
+            "storageClassName": "coffer", "accessModes": ["ReadWriteOnce"],
+            "resources": { "requests": { "storage": size } },
+        },
+    })
+}
+
+/// `claim`, of another class.
+pub(crate) fn of_class(class: &str, mut claim: Value) -> Value {
+    claim["spec"]["storageClassName"] = json!(class);
+    claim
+}
+
+/// A pod that runs until it is told to end, with the volumes of `claims` below `/` under the claims' names.
+pub(crate) fn pod(name: &str, claims: &[impl AsRef<str>]) -> Value {
+    let claims = claims.iter().map(AsRef::as_ref);
+    let mounts: Vec<_> =
+        claims.clone().map(|claim| json!({ "name": claim, "mountPath": format!("/{claim}") })).collect();
+    let volumes: Vec<_> =
+        claims.map(|claim| json!({ "name": claim, "persistentVolumeClaim": { "claimName": claim } })).collect();
+    json!({
+        "apiVersion": "v1", "kind": "Pod", "metadata": { "name": name },
+        "spec": {
+            "terminationGracePeriodSeconds": 5,
+            "containers": [{
+                "name": "main", "image": "busybox", "imagePullPolicy": "IfNotPresent",
+                "command": ["sh", "-c", RUN_FOREVER], "volumeMounts": mounts,
+            }],
+            "volumes": volumes,
+        },
+    })
+}
+
+/// `pod`, on the node `name`.
+pub(crate) fn on(node: &str, mut pod: Value) -> Value {
+    pod["spec"]["nodeSelector"] = json!({ "kubernetes.io/hostname": node });
+    pod
+}
+
+/// `objects` as one manifest.
+pub(crate) fn list(objects: &[Value]) -> String {
+    json!({ "apiVersion": "v1", "kind": "List", "items": objects }).to_string()
+}
