@@ -1,6 +1,8 @@
 //! The secret behind a volume, or why not; and what is derived from it.
 
 pub mod evidence;
+#[cfg(any(test, feature = "dev"))]
+pub mod fake;
 pub mod jwe;
 pub mod kbs;
 

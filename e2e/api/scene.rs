@@ -7,7 +7,6 @@ use std::sync::Arc;
 use std::time::Duration;
 use std::time::Instant;
 
-use async_trait::async_trait;
 use coffer::cluster::ClusterPools;
 use coffer::cluster::EncryptedPool;
 use coffer::cluster::EncryptedVolume;
@@ -15,7 +14,7 @@ use coffer::cluster::Witness;
 use coffer::cluster::clean;
 use coffer::device::MountOptions;
 use coffer::device::fake::FakeMachine;
-use coffer::key::KeySource;
+use coffer::key::fake::FakeKbs;
 use coffer::lifecycle::Lifecycle;
 use coffer::lifecycle::StageRequest;
 use coffer::metrics::Metrics;
@@ -30,7 +29,6 @@ use coffer::volume::KeyUri;
 use coffer::volume::Place;
 use coffer::volume::PoolName;
 use coffer::volume::Profile;
-use coffer::volume::SecretBytes;
 use coffer::volume::VolumeId;
 use coffer::volume::VolumeSpec;
 use coffer::volume::Whereabouts;
@@ -55,7 +53,6 @@ use serde_json::json;
 use tokio::process::Command;
 use tokio::sync::OnceCell;
 use tokio::task::JoinHandle;
-use zeroize::Zeroizing;
 
 /// How long anything may take that has to happen.
 pub(crate) const SOON: Duration = Duration::from_secs(20);
@@ -149,7 +146,13 @@ impl Scene {
         let client = self.client_on(name).await;
         let pools = Pools::new(vec![pool.clone()]).expect("one pool");
         let witness = Witness::new(client.clone());
-        let lifecycle = Lifecycle::new(Arc::new(machine.clone()), keys(), pools, Some(witness), Metrics::default());
+        let lifecycle = Lifecycle::new(
+            Arc::new(machine.clone()),
+            Arc::new(FakeKbs::default()),
+            pools,
+            Some(witness),
+            Metrics::default(),
+        );
         let reconciler = Reconciler::new(client, name.to_owned(), lifecycle.clone());
         let node = TestNode { directory, pool, machine, lifecycle, driver: tokio::spawn(reconciler.run()) };
         let pools: Api<EncryptedPool> = Api::all(self.client.clone());
@@ -244,29 +247,6 @@ impl TestNode {
 
     pub(crate) fn stage_request(&self, id: &VolumeId) -> StageRequest {
         StageRequest { id: id.clone(), staging_path: self.staging(), content: EXT4, options: MountOptions::default() }
-    }
-}
-
-/// Keys without a KBS.
-pub(crate) fn keys() -> Arc<dyn KeySource> {
-    Arc::new(Broker)
-}
-
-/// A KBS that always releases the same secret.
-struct Broker;
-
-#[async_trait]
-impl KeySource for Broker {
-    fn kbs(&self) -> &str {
-        "kbs.example"
-    }
-
-    fn attester(&self) -> &str {
-        "sample"
-    }
-
-    async fn secret(&self, _: &KeyUri) -> coffer::volume::Result<SecretBytes> {
-        Ok(SecretBytes::new(Zeroizing::new(vec![7; 32])))
     }
 }
 

@@ -1,6 +1,9 @@
 //! The resource as second witness that a volume was ever formatted.
 
+use std::sync::Arc;
+
 use coffer::cluster::Witness;
+use coffer::key::fake::FakeKbs;
 use coffer::lifecycle::Lifecycle;
 use coffer::metrics::Metrics;
 use coffer::provision::Pools;
@@ -45,9 +48,8 @@ async fn without_the_witness_nothing_is_formatted_and_what_is_ready_opens() {
     nowhere.cluster_url = "https://127.0.0.1:1".parse().expect("an address");
     let away = Client::try_from(nowhere).expect("a client");
     let pools = Pools::new(vec![node.pool.clone()]).expect("one pool");
-    let keys = crate::scene::keys();
-    let machine = std::sync::Arc::new(node.machine.clone());
-    let alone = Lifecycle::new(machine, keys, pools, Some(Witness::new(away)), Metrics::default());
+    let (machine, kbs) = (Arc::new(node.machine.clone()), Arc::new(FakeKbs::default()));
+    let alone = Lifecycle::new(machine, kbs, pools, Some(Witness::new(away)), Metrics::default());
     let refused = alone.stage(node.stage_request(&fresh)).await.expect_err("nobody to ask");
     assert_eq!(refused.reason(), Reason::WitnessUnreachable);
     assert!(!coffer::device::backing::holds_data(&node.pool.directory(&fresh).join("backing")).expect("readable"));

@@ -31,7 +31,7 @@ fn value(text: &str, sample: &str) -> u64 {
 #[tokio::test]
 async fn a_driver_that_serves_is_alive_and_ready_without_pool_and_kbs() {
     let scene = Scene::start().await;
-    scene.broker.answers(Err(Reason::KbsUnreachable));
+    scene.kbs.answers(Err(Reason::KbsUnreachable));
     fs::remove_file(scene.path("pool/pool.json")).expect("the pool goes away");
     assert_eq!(scene.get("/healthz").await.0, 200);
     assert_eq!(scene.get("/readyz").await.0, 200);
@@ -80,7 +80,7 @@ async fn calls_keys_volumes_and_pools_are_measured() {
     let scene = Scene::start().await;
     let id = scene.volume("measured", mount(Mode::SingleNodeWriter)).await;
     let staging = stage(&scene, &id, mount(Mode::SingleNodeWriter));
-    scene.broker.answers(Err(Reason::PolicyDenied));
+    scene.kbs.answers(Err(Reason::PolicyDenied));
     scene.refused(scene.node().node_stage_volume(staging.clone()), Code::PermissionDenied).await;
     let (_, _, before) = scene.get("/metrics").await;
     let calls = |reason: &str| {
@@ -92,7 +92,7 @@ async fn calls_keys_volumes_and_pools_are_measured() {
     assert_eq!((value(&before, &requests("PolicyDenied")), value(&before, &requests("OK"))), (1, 0), "{before}");
     assert_eq!(value(&before, "coffer_open_volumes"), 0);
 
-    scene.broker.answers(Ok(7));
+    scene.kbs.answers(Ok(7));
     scene.node().node_stage_volume(staging).await.expect("staged");
     let (_, _, after) = scene.get("/metrics").await;
     assert_eq!((value(&after, &calls("PolicyDenied")), value(&after, &calls("OK"))), (1, 1), "{after}");

@@ -17,9 +17,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::Mutex;
 
-use async_trait::async_trait;
 use coffer::device::fake::FakeMachine;
 use coffer::grpc::Door;
 use coffer::grpc::Sockets;
@@ -35,65 +33,27 @@ use coffer::grpc::proto::csi::volume_capability::access_mode::Mode;
 use coffer::http::Http;
 use coffer::http::Subject;
 use coffer::key::KeySource;
+use coffer::key::fake::FakeKbs;
 use coffer::lifecycle::Lifecycle;
 use coffer::lifecycle::Local;
 use coffer::metrics::Metrics;
 use coffer::provision::LocalPool;
 use coffer::provision::Pools;
-use coffer::volume::Error;
-use coffer::volume::KeyUri;
 use coffer::volume::Place;
 use coffer::volume::PoolName;
 use coffer::volume::Reason;
-use coffer::volume::SecretBytes;
-use tokio::sync::Notify;
-use tokio::sync::Semaphore;
 use tonic::Code;
 use tonic::Status;
 use tonic::transport::Channel;
 use tonic::transport::Endpoint;
-use zeroize::Zeroizing;
 
 const MIB: i64 = 1 << 20;
 /// Has our form and belongs to no volume.
 const UNKNOWN_ID: &str = "cv-00000000000000000000000000000000";
 
-/// A key source that answers what it is told to, once it is let.
-struct Broker {
-    answer: Mutex<Result<u8, Reason>>,
-    gate: Semaphore,
-    asked: Notify,
-}
-
-impl Broker {
-    fn answers(&self, answer: Result<u8, Reason>) {
-        *self.answer.lock().expect("no test panics while it holds the lock") = answer;
-    }
-}
-
-#[async_trait]
-impl KeySource for Broker {
-    fn kbs(&self) -> &str {
-        "kbs.example"
-    }
-
-    fn attester(&self) -> &str {
-        "sample"
-    }
-
-    async fn secret(&self, _: &KeyUri) -> coffer::volume::Result<SecretBytes> {
-        self.asked.notify_one();
-        let _turn = self.gate.acquire().await.expect("the gate is never closed for good");
-        let answer = *self.answer.lock().expect("no test panics while it holds the lock");
-        answer
-            .map(|byte| SecretBytes::new(Zeroizing::new(vec![byte; 32])))
-            .map_err(|reason| Error::new(reason, "the test's KBS says so"))
-    }
-}
-
 /// A running driver and a connection to it.
 struct Scene {
-    broker: Arc<Broker>,
+    kbs: Arc<FakeKbs>,
     directory: tempfile::TempDir,
     channel: Channel,
     web: SocketAddr,
@@ -105,9 +65,9 @@ impl Scene {
         let pool = directory.path().join("pool");
         LocalPool::init(&pool).expect("a new pool");
         let pools = Pools::new(vec![LocalPool::open(PoolName::default(), pool)]).expect("one pool");
-        let broker = Arc::new(Broker { answer: Mutex::new(Ok(7)), gate: Semaphore::new(1), asked: Notify::new() });
+        let kbs = Arc::new(FakeKbs::default());
         let metrics = Metrics::default();
-        let keys: Arc<dyn KeySource> = Arc::clone(&broker) as _;
+        let keys: Arc<dyn KeySource> = kbs.clone();
         let lifecycle = Lifecycle::new(Arc::new(FakeMachine::default()), keys, pools, None, metrics.clone());
         let csi = directory.path().join("csi.sock");
         let address = format!("unix://{}", csi.display());
@@ -126,7 +86,7 @@ impl Scene {
                 Err(_) => tokio::task::yield_now().await,
             }
         };
-        Self { broker, directory, channel, web }
+        Self { kbs, directory, channel, web }
     }
 
     fn identity(&self) -> IdentityClient<Channel> {

@@ -187,10 +187,10 @@ async fn what_the_kbs_refuses_has_its_own_code_and_word_and_the_next_stage_succe
         let scene = Scene::start().await;
         let id = scene.volume("denied", mount(Mode::SingleNodeMultiWriter)).await;
         let request = stage(&scene, &id, mount(Mode::SingleNodeMultiWriter));
-        scene.broker.answers(Err(reason));
+        scene.kbs.answers(Err(reason));
         let status = scene.refused(scene.node().node_stage_volume(request.clone()), code).await;
         assert!(status.message().starts_with(&format!("{reason}: ")), "{status:?}");
-        scene.broker.answers(Ok(7));
+        scene.kbs.answers(Ok(7));
         scene.node().node_stage_volume(request).await.expect("once the KBS agrees");
     }
 }
@@ -220,12 +220,12 @@ async fn a_call_for_a_volume_that_is_being_worked_on_is_aborted() {
     let scene = Scene::start().await;
     let id = scene.volume("busy", mount(Mode::SingleNodeMultiWriter)).await;
     let request = stage(&scene, &id, mount(Mode::SingleNodeMultiWriter));
-    let closed = scene.broker.gate.acquire().await.expect("open");
+    let closed = scene.kbs.hold().await;
     let first = tokio::spawn({
         let (mut node, request) = (scene.node(), request.clone());
         async move { node.node_stage_volume(request).await }
     });
-    scene.broker.asked.notified().await;
+    scene.kbs.asked().await;
     let status = scene.refused(scene.node().node_stage_volume(request.clone()), Code::Aborted).await;
     assert!(status.message().starts_with("OperationPending: "), "{status:?}");
     let unstage = csi::NodeUnstageVolumeRequest {

@@ -2,15 +2,10 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::Mutex;
-use std::sync::PoisonError;
 use std::time::Duration;
 use std::time::Instant;
 
-use async_trait::async_trait;
 use tempfile::TempDir;
-use tokio::sync::Notify;
-use tokio::sync::Semaphore;
 use zeroize::Zeroizing;
 
 use super::*;
@@ -19,6 +14,7 @@ use crate::device::backing::Attached;
 use crate::device::fake::FakeMachine;
 use crate::device::fake::Verb;
 use crate::device::fake::When;
+use crate::key::fake::FakeKbs;
 use crate::provision::LocalPool;
 use crate::record::State;
 use crate::volume::DATA_OFFSET_BYTES;
@@ -30,37 +26,10 @@ use crate::volume::SecretBytes;
 
 const EXT4: Content = Content::Filesystem(FsType::Ext4);
 
-/// A KBS that answers what it was told to, when it is allowed to.
-struct Kbs {
-    answer: Mutex<Result<u8, Reason>>,
-    open: Semaphore,
-    asked: Notify,
-}
-
-#[async_trait]
-impl KeySource for Kbs {
-    fn kbs(&self) -> &str {
-        "kbs.example"
-    }
-
-    fn attester(&self) -> &str {
-        "sample"
-    }
-
-    async fn secret(&self, _: &KeyUri) -> Result<SecretBytes> {
-        self.asked.notify_one();
-        let _turn = self.open.acquire().await.expect("never closed");
-        let answer = *self.answer.lock().unwrap_or_else(PoisonError::into_inner);
-        answer
-            .map(|byte| SecretBytes::new(Zeroizing::new(vec![byte; 32])))
-            .map_err(|reason| Error::new(reason, "the test's KBS says no"))
-    }
-}
-
 struct World {
     directory: TempDir,
     machine: FakeMachine,
-    kbs: Arc<Kbs>,
+    kbs: Arc<FakeKbs>,
     pool: LocalPool,
     lifecycle: Lifecycle,
 }
@@ -77,7 +46,7 @@ impl World {
         std::fs::create_dir(directory.path().join("staging")).expect("a staging directory");
         let pool = LocalPool::open(PoolName::default(), path);
         let machine = FakeMachine::default();
-        let kbs = Arc::new(Kbs { answer: Mutex::new(Ok(7)), open: Semaphore::new(100), asked: Notify::new() });
+        let kbs = Arc::new(FakeKbs::default());
         let lifecycle = Lifecycle::new(Arc::new(machine.clone()), kbs.clone(), pools(&pool), None, Metrics::default());
         Self { directory, machine, kbs, pool, lifecycle }
     }
@@ -86,10 +55,6 @@ impl World {
     fn restart(&mut self) {
         let machine = Arc::new(self.machine.clone());
         self.lifecycle = Lifecycle::new(machine, self.kbs.clone(), pools(&self.pool), None, Metrics::default());
-    }
-
-    fn kbs_answers(&self, answer: Result<u8, Reason>) {
-        *self.kbs.answer.lock().unwrap_or_else(PoisonError::into_inner) = answer;
     }
 
     fn staging(&self) -> PathBuf {
@@ -319,7 +284,7 @@ async fn what_the_kbs_says_is_what_the_caller_hears_and_nothing_is_formatted() {
         let world = World::new();
         let id = world.create(EXT4).await;
         let (before, backing) = (world.record(&id), world.backing(&id));
-        world.kbs_answers(Err(expected));
+        world.kbs.answers(Err(expected));
         assert_eq!(reason(world.stage(&id, EXT4).await), expected);
         assert_eq!(world.record(&id), before);
         assert!(!crate::device::backing::holds_data(&backing).expect("asked"));
@@ -327,7 +292,7 @@ async fn what_the_kbs_says_is_what_the_caller_hears_and_nothing_is_formatted() {
         let health = world.lifecycle.health(id.clone()).await.expect("told");
         assert_eq!(health.len(), 1);
         assert_eq!((health[0].status, health[0].reason.as_str()), (HealthStatus::Inaccessible, expected.as_str()));
-        world.kbs_answers(Ok(7));
+        world.kbs.answers(Ok(7));
         world.stage(&id, EXT4).await.expect("once the KBS agrees");
         assert_eq!(world.lifecycle.health(id).await.expect("told"), []);
     }
@@ -340,10 +305,10 @@ async fn another_secret_is_a_wrong_key() {
     world.stage(&id, EXT4).await.expect("first stage");
     world.unstage(&id).await.expect("unstaged");
     let before = std::fs::read(world.backing(&id)).expect("read");
-    world.kbs_answers(Ok(8));
+    world.kbs.answers(Ok(8));
     assert_eq!(reason(world.stage(&id, EXT4).await), Reason::WrongKey);
     assert_eq!(std::fs::read(world.backing(&id)).expect("read"), before);
-    world.kbs_answers(Ok(7));
+    world.kbs.answers(Ok(7));
     world.stage(&id, EXT4).await.expect("the right secret");
 }
 
@@ -368,12 +333,12 @@ async fn an_older_sealed_header_is_refused() {
 async fn work_goes_on_when_the_caller_gives_up() {
     let world = World::new();
     let id = world.create(EXT4).await;
-    let closed = world.kbs.open.acquire_many(100).await.expect("open");
+    let closed = world.kbs.hold().await;
     let call = tokio::spawn({
         let (lifecycle, request) = (world.lifecycle.clone(), world.request(&id, EXT4));
         async move { lifecycle.stage(request).await }
     });
-    world.kbs.asked.notified().await;
+    world.kbs.asked().await;
     call.abort();
     assert!(call.await.expect_err("aborted").is_cancelled());
     assert_eq!(reason(world.unstage(&id).await), Reason::OperationPending);
