@@ -76,9 +76,9 @@ api: build
 demo: build
 	$(RIG) demo $(if $(KEEP),--keep)
 
-# The same story as a test.
+# The same story as a test, then a scenario of each area and a part of Kubernetes' storage suite in the same cluster.
 cluster: build
-	$(RIG) --run .rig/cluster demo
+	$(RIG) tour
 
 # What must hold whatever happens to pods, nodes, driver and control plane.
 scenarios: build

@@ -1,6 +1,5 @@
 //! What talks to an API server, tested against a real one: etcd, API server, controller manager, and no node.
 
-use std::fs;
 use std::path::Path;
 use std::process::Command;
 
@@ -20,16 +19,8 @@ pub(crate) fn test(run: &Path, filter: &str) -> Result<()> {
         let programs = Programs::product()?.with_test("api")?;
         Ok((programs, kubernetes::programs()?, kubernetes::helm()?, kubernetes::debian_programs()?))
     };
-    if sandbox::is_outside() {
-        stage("Build what the cache does not have: Kubernetes", || get().map(drop))?;
-    }
-    sandbox::enter()?;
-    let (programs, kubernetes, helm, debian) = get()?;
-    if run.exists() {
-        fs::remove_dir_all(run)?;
-    }
-    fs::create_dir_all(run)?;
-    let run = &fs::canonicalize(run)?;
+    let (programs, kubernetes, helm, debian) = sandbox::enter_with("Kubernetes", get)?;
+    let run = &sandbox::fresh(run)?;
     let plane = stage("Control plane: etcd, API server, controller manager, scheduler", || {
         ControlPlane::start(&run.join("control-plane"), &kubernetes, &debian.join("etcd"), Fate::WithRig)
     })?;

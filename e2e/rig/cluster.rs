@@ -26,6 +26,7 @@ use crate::process::Fate;
 use crate::programs::Programs;
 use crate::programs::write_executable;
 use crate::report::stage;
+use crate::sandbox;
 use crate::wait;
 
 /// The kubelet's port, through which `kubectl exec` and `kubectl logs` come.
@@ -67,6 +68,11 @@ pub(crate) struct Parts {
 }
 
 impl Parts {
+    /// Builds what the cache does not have and enters the sandbox.
+    pub(crate) fn sandboxed() -> Result<Self> {
+        sandbox::enter_with("node image, Kubernetes, Coffer's image", Self::get)
+    }
+
     /// Builds what the cache does not have.
     pub(crate) fn get() -> Result<Self> {
         Ok(Self {
@@ -111,12 +117,7 @@ pub(crate) struct Cluster {
 impl Cluster {
     /// Starts a KBS and a fresh cluster in `run` and returns when the nodes are Ready.
     pub(crate) fn start_with_kbs(run: &Path, parts: Parts, fate: Fate) -> Result<(Self, Kbs)> {
-        if run.exists() {
-            fs::remove_dir_all(run)?;
-        }
-        fs::create_dir_all(run)?;
-        // Programs are told where their files are, and some change their directory.
-        let run = &fs::canonicalize(run)?;
+        let run = &sandbox::fresh(run)?;
         let kbs = stage("KBS: coffer dev-kbs", || Kbs::start(&parts.product.path("coffer")?, &run.join("kbs"), fate))?;
         let cluster = Self::start(run, parts, fate)?;
         Ok((cluster, kbs))

@@ -43,13 +43,14 @@ const POOL_BYTES: u64 = 24 << 30;
 const MAX_VOLUMES: u32 = 10;
 
 /// What runs the suite; getting it needs the package registries, so it is done outside the sandbox.
-struct Tools {
+pub(crate) struct Tools {
     ginkgo: PathBuf,
     suite: PathBuf,
 }
 
 impl Tools {
-    fn get() -> Result<Self> {
+    /// Builds what the cache does not have.
+    pub(crate) fn get() -> Result<Self> {
         Ok(Self { ginkgo: kubernetes::programs()?.join("ginkgo"), suite: kubernetes::suite()? })
     }
 }
@@ -57,24 +58,14 @@ impl Tools {
 /// Runs `part` of the suite in a fresh cluster in `run`.
 pub(crate) fn test(run: &Path, part: &Part, fate: Fate) -> Result<()> {
     let begun = Instant::now();
-    if sandbox::is_outside() {
-        stage("Build what the cache does not have: node image, Kubernetes and its test suite", || {
-            Parts::get()?;
-            Tools::get()
-        })?;
-    }
-    sandbox::enter()?;
-    let tools = Tools::get()?;
-    let (mut cluster, kbs) = Cluster::start_with_kbs(run, Parts::get()?.with_pool(POOL_BYTES), fate)?;
+    let (parts, tools) = sandbox::enter_with("node image, Kubernetes and its test suite, Coffer's image", || {
+        Ok((Parts::get()?, Tools::get()?))
+    })?;
+    let (mut cluster, kbs) = Cluster::start_with_kbs(run, parts.with_pool(POOL_BYTES), fate)?;
     let values = json!({ "node": { "maxVolumes": MAX_VOLUMES } });
     stage("Install the chart", || cluster.set_up(&kbs, &values))?;
-    let outcome = stage("Kubernetes' storage suite", || tools.run(&mut cluster, part));
+    let count = tools.run(&mut cluster, part);
     println!("==> {:.0} s in all", begun.elapsed().as_secs_f64());
-    let count = outcome.unwrap_or_else(|error| {
-        println!("{error:#}");
-        Count { passed: 0, failed: 1 }
-    });
-    println!("    report and output of every case: {}", results(&cluster).display());
     println!("    the programs' logs: below {}", cluster.run.display());
     count.conclude()
 }
@@ -84,7 +75,17 @@ fn results(cluster: &Cluster) -> PathBuf {
 }
 
 impl Tools {
-    fn run(&self, cluster: &mut Cluster, part: &Part) -> Result<Count> {
+    /// Runs `part` in a cluster with the chart's own class, and says where its report is.
+    pub(crate) fn run(&self, cluster: &mut Cluster, part: &Part) -> Count {
+        let outcome = stage("Kubernetes' storage suite", || self.count(cluster, part));
+        println!("    report and output of every case: {}", results(cluster).display());
+        outcome.unwrap_or_else(|error| {
+            println!("{error:#}");
+            Count { passed: 0, failed: 1 }
+        })
+    }
+
+    fn count(&self, cluster: &mut Cluster, part: &Part) -> Result<Count> {
         let results = results(cluster);
         fs::create_dir_all(&results)?;
         let driver = results.join("driver.yaml");

@@ -1,5 +1,5 @@
 //! The story of one volume, told on two real kubelets, kernels and TPMs: installed for, made, used, searched for,
-//! refused, crashed, deleted. `make demo` shows it to a person; `make cluster` is the same story as a test.
+//! refused, crashed, deleted. `make demo` shows it to a person; `make cluster` begins with the same story as a test.
 //!
 //! A check that does not hold is counted and the story goes on as far as it can.
 
@@ -28,7 +28,6 @@ use crate::kbs::Kbs;
 use crate::process::Fate;
 use crate::report::Count;
 use crate::report::stage;
-use crate::sandbox;
 use crate::wait;
 
 /// The same of a class whose secret only the first node may have.
@@ -42,12 +41,14 @@ const POD_DEADLINE: Duration = wait::seconds(300);
 const ROW_DEADLINE: Duration = wait::seconds(60);
 
 /// The rig, and what was found so far.
-struct Story {
-    cluster: Cluster,
+pub(crate) struct Story {
+    /// Where it is told.
+    pub(crate) cluster: Cluster,
     kbs: Kbs,
     /// Which node the pod and its volume are on.
     home: usize,
-    count: Count,
+    /// How many of its sentences held.
+    pub(crate) count: Count,
 }
 
 /// The volume of the claim, and what the pod wrote into it.
@@ -60,7 +61,7 @@ struct Volume {
 /// Tells the story in `run`. With [`Fate::Kept`] the rig stays up afterwards.
 pub(crate) fn tell(run: &Path, fate: Fate) -> Result<()> {
     let begun = Instant::now();
-    let story = Story::told(run, fate)?;
+    let story = Story::told(run, Parts::sandboxed()?, fate)?;
     println!("==> {:.0} s in all", begun.elapsed().as_secs_f64());
     if fate == Fate::Kept {
         println!("    the rig is up: `make shell` opens a shell on its first node, `make down` ends it");
@@ -69,14 +70,9 @@ pub(crate) fn tell(run: &Path, fate: Fate) -> Result<()> {
 }
 
 impl Story {
-    fn told(run: &Path, fate: Fate) -> Result<Self> {
-        if sandbox::is_outside() {
-            stage("Build what the cache does not have: node image, Kubernetes, Coffer's image", || {
-                Parts::get().map(drop)
-            })?;
-        }
-        sandbox::enter()?;
-        let (cluster, kbs) = Cluster::start_with_kbs(run, Parts::get()?, fate)?;
+    /// The story as it went, and the rig on which it was told.
+    pub(crate) fn told(run: &Path, parts: Parts, fate: Fate) -> Result<Self> {
+        let (cluster, kbs) = Cluster::start_with_kbs(run, parts, fate)?;
         let mut story = Self { cluster, kbs, home: 0, count: Count::default() };
         if let Err(error) = story.chapters() {
             story.check(&format!("the story can go on: {error:#}"), false);

@@ -34,6 +34,7 @@ mod scenarios;
 mod search;
 mod shell;
 mod suites;
+mod tour;
 mod traces;
 mod wait;
 mod wire;
@@ -134,6 +135,8 @@ enum Command {
         #[arg(long)]
         keep: bool,
     },
+    /// Tell that story, and run what else there is time for in the same cluster.
+    Tour,
     /// Run what must hold in a cluster of two nodes.
     Scenarios {
         /// Only scenarios whose names contain one of these words.
@@ -207,6 +210,7 @@ fn run(arguments: Arguments) -> Result<()> {
             conformance::test(&run.join("conformance"), &part, fate(keep))
         }
         Command::Demo { keep } => demo::tell(&run.join("demo"), fate(keep)),
+        Command::Tour => tour::test(&run.join("tour")),
         Command::Scenarios { filter, keep } => scenarios::test(&run.join("scenarios"), &filter, fate(keep)),
         Command::Search { path, direct } => search_standard_input(&path, direct),
         Command::Shell { of, node, script } => shell::open(&run.join(of), node, &script.join(" ")),

@@ -11,18 +11,39 @@ use anyhow::Context;
 use anyhow::Result;
 
 use crate::process::succeed;
+use crate::report::stage;
 
 /// Set in the environment of the program that runs inside.
 const INSIDE: &str = "COFFER_RIG_INSIDE";
 
 /// Whether this program still runs where the package registries can be reached.
-pub(crate) fn is_outside() -> bool {
+fn is_outside() -> bool {
     env::var_os(INSIDE).is_none()
+}
+
+/// Gets what a run needs and enters the sandbox: first outside, where the package registries are, and then inside, where what
+/// was built is found. `what` is said to the person who waits.
+pub(crate) fn enter_with<T>(what: &str, get: impl Fn() -> Result<T>) -> Result<T> {
+    if is_outside() {
+        stage(&format!("Build what the cache does not have: {what}"), || get().map(drop))?;
+    }
+    enter()?;
+    get()
+}
+
+/// An empty directory at `path`, by its absolute path: programs are told where their files are, and some change their
+/// directory.
+pub(crate) fn fresh(path: &Path) -> Result<PathBuf> {
+    if path.exists() {
+        fs::remove_dir_all(path)?;
+    }
+    fs::create_dir_all(path)?;
+    Ok(fs::canonicalize(path)?)
 }
 
 /// Starts this program again in a network and a mount namespace of its own, and does not return; inside, returns.
 pub(crate) fn enter() -> Result<()> {
-    if env::var_os(INSIDE).is_some() {
+    if !is_outside() {
         return succeed(Command::new("ip").args(["link", "set", "lo", "up"]));
     }
     let error = Command::new("unshare")
@@ -36,7 +57,7 @@ pub(crate) fn enter() -> Result<()> {
 
 /// Starts this program again in the network of the process whose id is in `pid_file`; inside, returns.
 pub(crate) fn join(pid_file: &Path) -> Result<()> {
-    if env::var_os(INSIDE).is_some() {
+    if !is_outside() {
         return Ok(());
     }
     let pid = fs::read_to_string(pid_file).context("no rig was left up (make demo KEEP=1)")?;

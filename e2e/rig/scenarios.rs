@@ -21,7 +21,6 @@ use crate::install::KEY_URI;
 use crate::process::Fate;
 use crate::report::Count;
 use crate::report::stage;
-use crate::sandbox;
 use crate::traces::POOL;
 use scene::Scene;
 
@@ -29,7 +28,6 @@ use scene::Scene;
 const SECOND_POOL: &str = "/var/lib/coffer/second";
 
 /// One thing that must hold.
-#[derive(Clone, Copy)]
 struct Scenario {
     name: &'static str,
     run: fn(&mut Scene) -> Result<()>,
@@ -37,31 +35,28 @@ struct Scenario {
     warnings: &'static [&'static str],
 }
 
-/// Every scenario; those that take a node away come last.
-fn all() -> Vec<Scenario> {
-    [pods::SCENARIOS, claims::SCENARIOS, space::SCENARIOS, crashes::SCENARIOS, outages::SCENARIOS]
-        .into_iter()
-        .flatten()
-        .copied()
-        .collect()
-}
+/// Every scenario; those that take a node away come last. The first of each area is the one that `make test` has time for.
+const AREAS: [&[Scenario]; 5] =
+    [pods::SCENARIOS, claims::SCENARIOS, space::SCENARIOS, crashes::SCENARIOS, outages::SCENARIOS];
 
 /// Runs the scenarios whose names contain a word of `filter` in a fresh cluster in `run`; without words all of them.
 pub(crate) fn test(run: &Path, filter: &str, fate: Fate) -> Result<()> {
-    if sandbox::is_outside() {
-        stage("Build what the cache does not have: node image, Kubernetes, Coffer's image", || Parts::get().map(drop))?;
-    }
-    sandbox::enter()?;
-    let (mut cluster, kbs) = Cluster::start_with_kbs(run, Parts::get()?, fate)?;
+    let (mut cluster, kbs) = Cluster::start_with_kbs(run, Parts::sandboxed()?, fate)?;
     stage("Install the chart", || cluster.set_up(&kbs, &values()))?;
     let words: Vec<&str> = filter.split_whitespace().collect();
-    play(&mut cluster, |scenario| words.is_empty() || words.iter().any(|word| scenario.name.contains(word))).conclude()
+    let wanted = |scenario: &&Scenario| words.is_empty() || words.iter().any(|word| scenario.name.contains(word));
+    play(&mut cluster, AREAS.iter().copied().flatten().filter(wanted)).conclude()
 }
 
-fn play(cluster: &mut Cluster, wanted: impl Fn(&Scenario) -> bool) -> Count {
+/// Plays the first scenario of each area.
+pub(crate) fn play_representative(cluster: &mut Cluster) -> Count {
+    play(cluster, AREAS.iter().filter_map(|area| area.first()))
+}
+
+fn play<'a>(cluster: &mut Cluster, scenarios: impl Iterator<Item = &'a Scenario>) -> Count {
     let mut count = Count::default();
-    for scenario in all().into_iter().filter(wanted) {
-        match stage(scenario.name, || scene::play(cluster, &scenario)) {
+    for scenario in scenarios {
+        match stage(scenario.name, || scene::play(cluster, scenario)) {
             Ok(()) => count.passed += 1,
             Err(error) => {
                 println!("    {error:#}\n    logs: below {}", cluster.run.display());
@@ -73,7 +68,7 @@ fn play(cluster: &mut Cluster, wanted: impl Fn(&Scenario) -> bool) -> Count {
 }
 
 /// Every class that the scenarios use.
-fn values() -> serde_json::Value {
+pub(crate) fn values() -> serde_json::Value {
     let class = |name: &str, more: serde_json::Value| {
         let mut class = json!({ "name": name, "keyUri": KEY_URI });
         class.as_object_mut().expect("an object").extend(more.as_object().cloned().unwrap_or_default());

@@ -38,9 +38,7 @@ fn node(fate: Fate) -> Spec {
 
 /// Boots a fresh node in `run` that has `programs`.
 pub(crate) fn boot(run: &Path, programs: &Programs, fate: Fate) -> Result<(Machine, Guest)> {
-    if run.exists() {
-        fs::remove_dir_all(run)?;
-    }
+    let run = &sandbox::fresh(run)?;
     let share = run.join("share");
     fs::create_dir_all(&share)?;
     programs.share(&share)?;
@@ -49,16 +47,12 @@ pub(crate) fn boot(run: &Path, programs: &Programs, fate: Fate) -> Result<(Machi
     Ok((machine, guest))
 }
 
-/// Builds outside the sandbox, where the registries are, and enters it; inside finds what was built.
+/// What a node and its tests need; inside the sandbox afterwards.
 pub(crate) fn sandboxed(build: impl Fn() -> Result<Programs>) -> Result<Programs> {
-    if sandbox::is_outside() {
-        stage("Build what the cache does not have", || {
-            Image::get()?;
-            build()
-        })?;
-    }
-    sandbox::enter()?;
-    build()
+    sandbox::enter_with("node image, programs", || {
+        Image::get()?;
+        build()
+    })
 }
 
 /// The kernel tests whose names contain one of the words of `filter` and none of `skip`; with `soak` also what is long.

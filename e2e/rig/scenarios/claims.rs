@@ -14,10 +14,10 @@ use crate::objects::pod;
 use crate::wait;
 
 pub(super) const SCENARIOS: &[Scenario] = &[
+    Scenario { name: "retained_and_bound_again", run: retained, warnings: &["FailedScheduling"] },
     Scenario { name: "claim_deleted_while_its_pod_runs", run: in_use, warnings: &[] },
     Scenario { name: "claim_deleted_before_any_pod", run: never_staged, warnings: &[] },
     Scenario { name: "namespace_deleted", run: namespace, warnings: &[] },
-    Scenario { name: "retained_and_bound_again", run: retained, warnings: &["FailedScheduling"] },
     Scenario { name: "thirty_claims_at_once", run: crowd, warnings: &[] },
 ];
 

@@ -19,8 +19,8 @@ use crate::wait;
 const DRIVER_GONE: &[&str] = &["FailedMount", "BackOff", "Unhealthy", "FailedAttachVolume"];
 
 pub(super) const SCENARIOS: &[Scenario] = &[
-    Scenario { name: "driver_killed_in_create", run: in_create, warnings: DRIVER_GONE },
     Scenario { name: "driver_killed_in_stage", run: in_stage, warnings: DRIVER_GONE },
+    Scenario { name: "driver_killed_in_create", run: in_create, warnings: DRIVER_GONE },
     Scenario { name: "driver_killed_in_delete", run: in_delete, warnings: DRIVER_GONE },
     Scenario { name: "controller_killed_before_its_answer", run: controller, warnings: &["ProvisioningFailed"] },
     Scenario { name: "kubelet_restarted", run: kubelet, warnings: &[] },

@@ -9,6 +9,7 @@ use crate::objects::claim;
 use crate::objects::of_class;
 use crate::objects::on;
 use crate::objects::pod;
+use crate::traces::POOL;
 
 pub(super) const SCENARIOS: &[Scenario] = &[
     Scenario { name: "pool_full", run: full, warnings: &["FailedScheduling", "ProvisioningFailed"] },
@@ -16,15 +17,17 @@ pub(super) const SCENARIOS: &[Scenario] = &[
     Scenario { name: "immediate_binding", run: immediate, warnings: &[] },
 ];
 
-/// Of a gibibyte on each node one volume takes most of the first; the next goes to the second, and one more nowhere.
+/// One volume takes most of the first node; the next goes to the second, and one more nowhere.
 fn full(scene: &mut Scene) -> Result<()> {
     let [first, second] = NODES;
-    scene.apply(&[claim("large", "600Mi"), on(first, pod("one", &["large"]))])?;
+    let disk = scene.cluster.nodes[0].guest.check(&format!("df --output=size --block-size=1M {POOL} | tail -n 1"))?;
+    let most = format!("{}Mi", disk.trim().parse::<u64>()? * 7 / 10);
+    scene.apply(&[claim("large", &most), on(first, pod("one", &["large"]))])?;
     scene.ready("one")?;
-    scene.apply(&[claim("next", "600Mi"), pod("two", &["next"])])?;
+    scene.apply(&[claim("next", &most), pod("two", &["next"])])?;
     let two = scene.ready("two")?;
     anyhow::ensure!(two["spec"]["nodeName"] == second, "there is room only on {second}");
-    scene.apply(&[claim("last", "600Mi"), pod("three", &["last"])])?;
+    scene.apply(&[claim("last", &most), pod("three", &["last"])])?;
     scene.event("FailedScheduling", "did not have enough free storage")?;
     scene.delete("pod", "one")?;
     scene.delete("pvc", "large")?;
