@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::Context as _;
@@ -21,6 +22,8 @@ use crate::wait;
 pub(crate) const NAMESPACE: &str = "coffer-system";
 /// Name of the driver.
 pub(crate) const DRIVER: &str = "csi.coffer.dev";
+/// File with the values of the first installation, below the run.
+const VALUES: &str = "values.yaml";
 /// Where the chart's own StorageClass says that its secret is.
 pub(crate) const KEY_URI: &str = "kbs:///default/storage/coffer";
 
@@ -52,16 +55,39 @@ impl Cluster {
         });
         let wanted = values.as_object().context("values are an object")?;
         all.as_object_mut().context("values are an object")?.extend(wanted.clone());
-        let said =
-            self.helm("install", &format!("--create-namespace --values {}", self.values("values.yaml", &all)?))?;
+        self.values(VALUES, &all)?;
+        let said = self.helm_install(&own_chart())?;
         let commands = said.lines().filter_map(|line| line.strip_prefix("  ")).filter(|line| !line.starts_with('#'));
         Ok(commands.map(str::to_owned).collect())
     }
 
-    /// Upgrades the release to the same chart with other `values` beside those that it has; returns when the nodes have it.
+    /// Installs `chart` with the values of [`Cluster::install`]; returns when pods can be scheduled for its volumes.
+    pub(crate) fn install_again(&self, chart: &Path) -> Result<()> {
+        self.helm_install(chart)?;
+        self.wait_for_registration()?;
+        self.wait_for_capacities()
+    }
+
+    fn helm_install(&self, chart: &Path) -> Result<String> {
+        let values = self.run.join(VALUES);
+        self.helm(&format!("install coffer {} --create-namespace --values {}", chart.display(), values.display()))
+    }
+
+    /// Removes the release; returns when its pods are gone.
+    pub(crate) fn uninstall(&self) -> Result<()> {
+        self.helm("uninstall coffer --wait")?;
+        let selector = "app.kubernetes.io/instance=coffer";
+        self.shell(&format!(
+            "kubectl --namespace {NAMESPACE} wait --for=delete pod --selector {selector} --timeout=300s"
+        ))
+        .map(drop)
+    }
+
+    /// Upgrades the release to the chart with other `values` beside those that it has; returns when the nodes have it.
     pub(crate) fn upgrade(&self, values: &Value) -> Result<()> {
         let file = self.values("upgrade.yaml", values)?;
-        self.helm("upgrade", &format!("--reuse-values --values {file}"))?;
+        let chart = own_chart();
+        self.helm(&format!("upgrade coffer {} --reset-then-reuse-values --values {file}", chart.display()))?;
         self.shell(&format!("kubectl --namespace {NAMESPACE} rollout status ds/coffer-node --timeout=300s")).map(drop)
     }
 
@@ -72,9 +98,8 @@ impl Cluster {
         Ok(file.display().to_string())
     }
 
-    fn helm(&self, verb: &str, options: &str) -> Result<String> {
-        let chart = Path::new(env!("CARGO_MANIFEST_DIR")).join("helm/coffer");
-        self.shell(&format!("helm {verb} coffer {} --namespace {NAMESPACE} {options}", chart.display()))
+    fn helm(&self, command: &str) -> Result<String> {
+        self.shell(&format!("helm {command} --namespace {NAMESPACE}"))
     }
 
     /// Runs an operator's `command` line in a shell that has `kubectl` and `helm`; returns what it printed.
@@ -143,4 +168,9 @@ impl Cluster {
         let said = kbs.operate(&["register", "--pcrs", "0-7", node.name, &file.to_string_lossy()])?;
         Ok((serde_json::from_str(&attestation).context("coffer attest prints JSON")?, said))
     }
+}
+
+/// The chart of this checkout.
+fn own_chart() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("helm/coffer")
 }

@@ -4,9 +4,11 @@
 //! that it did not name, and the data must be what the pods wrote.
 
 mod claims;
+mod counter;
 mod crashes;
 mod outages;
 mod pods;
+mod releases;
 mod scene;
 mod space;
 
@@ -36,8 +38,8 @@ struct Scenario {
 }
 
 /// Every scenario; those that take a node away come last. The first of each area is the one that `make test` has time for.
-const AREAS: [&[Scenario]; 5] =
-    [pods::SCENARIOS, claims::SCENARIOS, space::SCENARIOS, crashes::SCENARIOS, outages::SCENARIOS];
+const AREAS: [&[Scenario]; 6] =
+    [pods::SCENARIOS, claims::SCENARIOS, space::SCENARIOS, releases::SCENARIOS, crashes::SCENARIOS, outages::SCENARIOS];
 
 /// Runs the scenarios whose names contain a word of `filter` in a fresh cluster in `run`; without words all of them.
 pub(crate) fn test(run: &Path, filter: &str, fate: Fate) -> Result<()> {

@@ -4,6 +4,9 @@ use anyhow::Result;
 use serde_json::json;
 
 use super::Scenario;
+use super::counter::counted;
+use super::counter::counter;
+use super::counter::while_counting;
 use super::scene::DEADLINE;
 use super::scene::Scene;
 use crate::cluster::has_condition;
@@ -24,7 +27,6 @@ pub(super) const SCENARIOS: &[Scenario] = &[
     Scenario { name: "driver_killed_in_delete", run: in_delete, warnings: DRIVER_GONE },
     Scenario { name: "controller_killed_before_its_answer", run: controller, warnings: &["ProvisioningFailed"] },
     Scenario { name: "kubelet_restarted", run: kubelet, warnings: &[] },
-    Scenario { name: "chart_upgraded_while_a_pod_writes", run: upgrade, warnings: &[] },
     Scenario { name: "node_drained_and_back", run: drain, warnings: &["FailedScheduling"] },
     Scenario { name: "node_killed_while_writing", run: power, warnings: &["FailedMount", "NodeNotReady"] },
 ];
@@ -85,37 +87,6 @@ fn controller(scene: &mut Scene) -> Result<()> {
     scene.phase(&volume.id, "Staged")
 }
 
-/// A pod that counts as fast as its volume acknowledges, and what it has counted to.
-fn counter(name: &str, claim: &str) -> serde_json::Value {
-    let mut pod = pod(name, &[claim]);
-    let script = format!(
-        "trap 'exit 0' TERM; i=$(cat /{claim}/count 2>/dev/null || echo 0); \
-         while :; do i=$((i+1)); echo $i >/{claim}/next && sync /{claim}/next && mv /{claim}/next /{claim}/count && \
-         sync /{claim} || exit 1; sleep 0.2; done"
-    );
-    pod["spec"]["containers"][0]["command"] = json!(["sh", "-c", script]);
-    pod
-}
-
-fn counted(scene: &Scene, claim: &str) -> Result<u64> {
-    Ok(scene.exec("counter", &format!("cat /{claim}/count"))?.parse()?)
-}
-
-/// Does `disturb`, during which the counter's container goes on undisturbed.
-fn while_counting(scene: &mut Scene, disturb: impl FnOnce(&mut Scene) -> Result<()>) -> Result<()> {
-    let [first, _] = NODES;
-    scene.apply(&[claim("data", "64Mi"), on(first, counter("counter", "data"))])?;
-    scene.ready("counter")?;
-    let before = wait::until(DEADLINE, "the counter to count", || Ok(counted(scene, "data").ok()))?;
-    disturb(scene)?;
-    wait::until(DEADLINE, "the counter to go on", || {
-        Ok(counted(scene, "data").is_ok_and(|now| now > before).then_some(()))
-    })?;
-    let pod = scene.ready("counter")?;
-    anyhow::ensure!(pod["status"]["containerStatuses"][0]["restartCount"] == 0, "the container was restarted");
-    Ok(())
-}
-
 fn kubelet(scene: &mut Scene) -> Result<()> {
     while_counting(scene, |scene| {
         let guest = &scene.cluster.nodes[0].guest;
@@ -124,10 +95,6 @@ fn kubelet(scene: &mut Scene) -> Result<()> {
         let again = format!("now=$(pgrep -x kubelet) && [ \"$now\" != {} ]", before.trim());
         guest.wait_until("the kubelet to be started again", &again, DEADLINE)
     })
-}
-
-fn upgrade(scene: &mut Scene) -> Result<()> {
-    while_counting(scene, |scene| scene.cluster.upgrade(&json!({ "log": "debug" })))
 }
 
 fn drain(scene: &mut Scene) -> Result<()> {
@@ -157,7 +124,7 @@ fn drain(scene: &mut Scene) -> Result<()> {
 
 fn power(scene: &mut Scene) -> Result<()> {
     let [first, _] = NODES;
-    scene.apply(&[claim("data", "64Mi"), on(first, counter("counter", "data"))])?;
+    scene.apply(&[claim("data", "64Mi"), on(first, counter("data"))])?;
     let pod = scene.ready("counter")?;
     let digest = scene.write("counter", "/data/file")?;
     let before = wait::until(DEADLINE, "the counter to count", || Ok(counted(scene, "data").ok()))?;
