@@ -290,6 +290,24 @@ mod tests {
     }
 
     #[test]
+    fn a_stored_record_of_schema_1_is_read_and_authentic() {
+        // As 0.1.0 wrote it, in one line.
+        let stored = concat!(
+            r#"{"schema":1,"id":"cv-f2868e1aa7cab669517cd9f5ab1b7957","name":"pvc-1","payload_bytes":1073741824,"#,
+            r#""sizes":[{"payload_bytes":1073741824,"since":"2026-01-01T00:00:00Z"}],"content":"ext4","profile":"xts-1","#,
+            r#""key_uri":"kbs:///a/b/c","luks_uuid":"cd49d6e7-7540-4c1a-b071-28ef3af72beb","#,
+            r#""created":"2026-01-01T00:00:00Z","state":"Ready","#,
+            r#""header_digest":"0101010101010101010101010101010101010101010101010101010101010101","#,
+            r#""key_check":"0202020202020202020202020202020202020202020202020202020202020202","#,
+            r#""mac":"c10b9cdba0c56079eac9eefb2f3c6430309112927cd0e511d0a8237acb2ca70b"}"#,
+        );
+        let record = Record::parse(stored.as_bytes(), &VolumeId::for_name("pvc-1")).expect("read");
+        record.authenticate(&[2; 32], &key(3)).expect("authentic");
+        assert_eq!((record.state, record.payload_bytes), (State::Ready, 1 << 30));
+        assert_eq!(serde_json::to_string(&record).expect("serialises"), stored);
+    }
+
+    #[test]
     fn another_secret_is_told_from_a_changed_record() {
         let record = declared().ready([1; 32], [2; 32], &key(3));
         let reason = |record: &Record, check| record.authenticate(&check, &key(3)).expect_err("refused").reason();
