@@ -61,18 +61,20 @@ impl Cleaner {
         if self.nodes.get_metadata_opt(&volume.spec.node_name).await?.is_some() {
             return Ok(Action::requeue(NODE_PERIOD));
         }
-        self.let_go(volume).await?;
-        self.tell_bytes_are_left(volume).await;
+        if self.let_go(volume).await? {
+            self.tell_bytes_are_left(volume).await;
+        }
         Ok(Action::await_change())
     }
 
-    async fn let_go(&self, volume: &EncryptedVolume) -> kube::Result<()> {
+    /// Lets Kubernetes remove the resource; false if another replica did.
+    async fn let_go(&self, volume: &EncryptedVolume) -> kube::Result<bool> {
         let others: Vec<_> = volume.finalizers().iter().filter(|finalizer| *finalizer != FINALIZER).collect();
         // With the version: of two replicas one wins, and a status that came meanwhile is looked at again.
         let patch = json!({"metadata": {"finalizers": others, "resourceVersion": volume.resource_version()}});
         match self.volumes.patch_metadata(&volume.name_any(), &PatchParams::default(), &Patch::Merge(patch)).await {
-            Err(kube::Error::Api(status)) if status.is_not_found() => Ok(()),
-            outcome => outcome.map(drop),
+            Err(kube::Error::Api(status)) if status.is_not_found() => Ok(false),
+            outcome => outcome.map(|_resource| true),
         }
     }
 

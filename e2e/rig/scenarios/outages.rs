@@ -42,7 +42,8 @@ fn in_stage(scene: &mut Scene) -> Result<()> {
     scene.apply(&[on(first, pod("reader", &["data"]))])?;
     watcher.join().expect("the watcher reports errors")?;
     scene.cluster.plane.without_api_server(OUTAGE, || {
-        guest.wait_until("the volume to be mounted", &format!("grep -q coffer-{} /proc/1/mountinfo", volume.id), OUTAGE)
+        let mounted = format!("grep -q /{}/mount /proc/1/mountinfo", volume.pv);
+        guest.wait_until("the volume to be mounted for the pod", &mounted, OUTAGE)
     })?;
     scene.ready("reader")?;
     scene.check("reader", "/data/file", &digest)
@@ -69,12 +70,11 @@ fn lost_node(scene: &mut Scene) -> Result<()> {
     scene.cluster.shell(&format!("kubectl delete node {second}"))?;
     scene.delete("pvc", "data")?;
     scene.gone("encvol", &volume.id)?;
-    wait::until(DEADLINE, "the event BytesLeftBehind", || {
-        let events = scene
-            .cluster
-            .shell("kubectl get events --all-namespaces --field-selector reason=BytesLeftBehind --output name")?;
-        Ok((!events.is_empty()).then_some(()))
-    })?;
+    let told = |scene: &Scene| {
+        let every = "get events --all-namespaces --field-selector reason=BytesLeftBehind --output name";
+        Ok::<_, anyhow::Error>(scene.cluster.shell(&format!("kubectl {every}"))?.lines().count())
+    };
+    wait::until(DEADLINE, "the event BytesLeftBehind", || Ok((told(scene)? > 0).then_some(())))?;
 
     let node = &mut scene.cluster.nodes[1];
     node.guest = node.machine.boot()?;
@@ -89,5 +89,8 @@ fn lost_node(scene: &mut Scene) -> Result<()> {
     wait::until(DEADLINE, "the driver on the node", || {
         Ok(scene.cluster.driver_pod(node)?.filter(|pod| has_condition(pod, "Ready")).map(drop))
     })?;
-    scene.cluster.in_driver(node, &format!("coffer volume purge {}", volume.id)).map(drop)
+    scene.cluster.in_driver(node, &format!("coffer volume purge {}", volume.id))?;
+    let told = told(scene)?;
+    anyhow::ensure!(told == 1, "two controllers told {told} times that bytes were left behind");
+    Ok(())
 }
