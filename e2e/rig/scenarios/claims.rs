@@ -11,6 +11,7 @@ use crate::objects::claim;
 use crate::objects::of_class;
 use crate::objects::on;
 use crate::objects::pod;
+use crate::traces::POOL;
 use crate::wait;
 
 pub(super) const SCENARIOS: &[Scenario] = &[
@@ -18,6 +19,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
     Scenario { name: "claim_deleted_while_its_pod_runs", run: in_use, warnings: &[] },
     Scenario { name: "claim_deleted_before_any_pod", run: never_staged, warnings: &[] },
     Scenario { name: "namespace_deleted", run: namespace, warnings: &[] },
+    Scenario { name: "old_copy_of_a_volume_is_refused", run: old_copy, warnings: &["FailedMount"] },
     Scenario { name: "thirty_claims_at_once", run: crowd, warnings: &[] },
 ];
 
@@ -79,6 +81,29 @@ fn retained(scene: &mut Scene) -> Result<()> {
     scene.delete("pod", "reader")?;
     scene.delete("pvc", "again")?;
     scene.gone("encvol", &volume.id)
+}
+
+/// A copy from before the first stage says that the volume was never formatted, and the cluster knows better.
+fn old_copy(scene: &mut Scene) -> Result<()> {
+    scene.apply(&[of_class("immediate", claim("data", "64Mi"))])?;
+    let volume = scene.volume("data")?;
+    scene.phase(&volume.id, "Provisioned")?;
+    let guest = scene.home(&volume).guest;
+    let directory = format!("{POOL}/{}", volume.id);
+    guest.check(&format!("cp --archive {directory} /root/old"))?;
+    scene.apply(&[pod("writer", &["data"])])?;
+    scene.ready("writer")?;
+    let digest = scene.write("writer", "/data/file")?;
+    scene.delete("pod", "writer")?;
+    scene.phase(&volume.id, "Ready")?;
+
+    guest.check(&format!("mv {directory} /root/new && cp --archive /root/old {directory}"))?;
+    scene.apply(&[pod("reader", &["data"])])?;
+    scene.event("FailedMount", "PermitRevoked: ")?;
+    guest.check(&format!("cmp /root/old/backing {directory}/backing"))?;
+    guest.check(&format!("rm --recursive /root/old {directory} && mv /root/new {directory}"))?;
+    scene.ready("reader")?;
+    scene.check("reader", "/data/file", &digest)
 }
 
 /// Fifteen on each node, all applied together.

@@ -14,6 +14,7 @@ use crate::objects::claim;
 use crate::objects::of_class;
 use crate::objects::on;
 use crate::objects::pod;
+use crate::traces::POOL;
 use crate::wait;
 
 /// How long the API server is away.
@@ -21,11 +22,16 @@ const OUTAGE: Duration = wait::seconds(60);
 
 pub(super) const SCENARIOS: &[Scenario] = &[
     Scenario { name: "api_server_away_in_stage", run: in_stage, warnings: &["FailedMount", "NodeNotReady"] },
+    Scenario {
+        name: "api_server_away_in_first_stage",
+        run: in_first_stage,
+        warnings: &["FailedMount", "NodeNotReady"],
+    },
     Scenario { name: "api_server_away_in_delete", run: in_delete, warnings: &["NodeNotReady", "VolumeFailedDelete"] },
     Scenario { name: "node_that_never_comes_back", run: lost_node, warnings: &["NodeNotReady", "BytesLeftBehind"] },
 ];
 
-/// A Ready volume opens while the API server is away; one that has to be formatted waits for it.
+/// A Ready volume opens while the API server is away.
 fn in_stage(scene: &mut Scene) -> Result<()> {
     let [first, _] = NODES;
     scene.apply(&[claim("data", "64Mi"), on(first, pod("writer", &["data"]))])?;
@@ -47,6 +53,33 @@ fn in_stage(scene: &mut Scene) -> Result<()> {
     })?;
     scene.ready("reader")?;
     scene.check("reader", "/data/file", &digest)
+}
+
+/// What has to be formatted waits for the API server, which alone knows whether it ever was.
+fn in_first_stage(scene: &mut Scene) -> Result<()> {
+    scene.apply(&[of_class("immediate", claim("data", "64Mi"))])?;
+    let volume = scene.volume("data")?;
+    scene.phase(&volume.id, "Provisioned")?;
+    let guest = scene.home(&volume).guest;
+    guest.check("pkill -STOP -f '^/usr/bin/coffer node'")?;
+    let go_on = || guest.check("pkill -CONT -f '^/usr/bin/coffer node'");
+    let asked = scene.apply(&[pod("writer", &["data"])]).and_then(|()| {
+        let begun = "ls -d /var/lib/kubelet/plugins/kubernetes.io/csi/csi.coffer.dev/*/globalmount";
+        guest.wait_until("the kubelet to ask for the volume", begun, DEADLINE)
+    });
+    if asked.is_err() {
+        go_on()?;
+    }
+    asked?;
+    scene.cluster.plane.without_api_server(OUTAGE, || {
+        go_on()?;
+        let refused = "grep -qs WitnessUnreachable /var/log/pods/coffer-system_coffer-node-*/coffer/*.log";
+        guest.wait_until("the stage to be refused", refused, OUTAGE)?;
+        guest.check(&format!("! head -c 4 {POOL}/{}/backing | grep -q LUKS", volume.id)).map(drop)
+    })?;
+    scene.ready("writer")?;
+    let digest = scene.write("writer", "/data/file")?;
+    scene.check("writer", "/data/file", &digest)
 }
 
 fn in_delete(scene: &mut Scene) -> Result<()> {
