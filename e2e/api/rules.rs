@@ -8,6 +8,7 @@ use serde_json::Value;
 use serde_json::json;
 
 use crate::scene::Scene;
+use crate::scene::apply_chart;
 use crate::scene::spec;
 
 #[tokio::test]
@@ -77,4 +78,12 @@ async fn only_names_of_volumes_are_names() {
     resource.metadata.name = Some("cv-1".into());
     let error = scene.volumes().create(&PostParams::default(), &resource).await.expect_err("no id").to_string();
     assert!(error.contains("32 hexadecimal digits"), "{error}");
+}
+
+#[tokio::test]
+async fn the_chart_is_accepted_with_every_file_of_values() {
+    let _scene = Scene::start().await;
+    for file in ["minimal", "everything"] {
+        apply_chart(&format!("helm/coffer/ci/{file}-values.yaml"), "--dry-run=server").await;
+    }
 }

@@ -35,6 +35,7 @@ use coffer::volume::Whereabouts;
 use k8s_openapi::api::authentication::v1::BoundObjectReference;
 use k8s_openapi::api::authentication::v1::TokenRequest;
 use k8s_openapi::api::authentication::v1::TokenRequestSpec;
+use k8s_openapi::api::core::v1::Namespace;
 use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::api::core::v1::ServiceAccount;
@@ -170,23 +171,35 @@ impl Scene {
     }
 }
 
-/// Renders the chart with the values that every installation needs, and applies it.
+/// Installs the chart with the values that every installation needs.
 async fn install(client: Client) {
-    let program = |name: &str| std::env::var(name).unwrap_or_else(|_| panic!("{name}; run make api"));
-    let (helm, kubectl) = (program("COFFER_HELM"), program("COFFER_KUBECTL"));
-    let script = "\"$1\" create namespace \"$3\" && \"$2\" template coffer helm/coffer --namespace \"$3\" \
-                  --values helm/coffer/ci/minimal-values.yaml --kube-version 1.37.1 | \"$1\" apply --server-side -f -";
-    let output = Command::new("sh")
-        .args(["-c", script, "install", &kubectl, &helm, NAMESPACE])
-        .current_dir(env!("CARGO_MANIFEST_DIR"))
-        .output()
-        .await
-        .expect("a shell");
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let namespaces: Api<Namespace> = Api::all(client.clone());
+    let mut namespace = Namespace::default();
+    namespace.metadata.name = Some(NAMESPACE.to_owned());
+    namespaces.create(&PostParams::default(), &namespace).await.expect("a namespace");
+    apply_chart("helm/coffer/ci/minimal-values.yaml", "").await;
     let types: Api<CustomResourceDefinition> = Api::all(client);
     for name in ["encryptedvolumes.coffer.dev", "encryptedpools.coffer.dev"] {
         soon(await_condition(types.clone(), name, is_crd_established())).await.expect("established");
     }
+}
+
+/// Renders the chart with a file of values and applies it, with `flags` of kubectl.
+pub(crate) async fn apply_chart(values: &str, flags: &str) {
+    let program = |name: &str| std::env::var(name).unwrap_or_else(|_| panic!("{name}; run make api"));
+    let script = format!(
+        "{} template coffer helm/coffer --namespace {NAMESPACE} --values {values} --kube-version 1.37.1 | \
+         {} apply --server-side {flags} -f -",
+        program("COFFER_HELM"),
+        program("COFFER_KUBECTL")
+    );
+    let applied = Command::new("bash")
+        .args(["-eo", "pipefail", "-c", &script])
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .output()
+        .await
+        .expect("a shell");
+    assert!(applied.status.success(), "{values}: {}", String::from_utf8_lossy(&applied.stderr));
 }
 
 /// A controller of the cluster.
