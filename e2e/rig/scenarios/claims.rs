@@ -38,9 +38,7 @@ fn in_use(scene: &mut Scene) -> Result<()> {
 }
 
 fn never_staged(scene: &mut Scene) -> Result<()> {
-    scene.apply(&[of_class("immediate", claim("data", "64Mi"))])?;
-    let volume = scene.volume("data")?;
-    scene.phase(&volume.id, "Provisioned")?;
+    let volume = scene.provisioned("64Mi")?;
     scene.delete("pvc", "data")?;
     scene.gone("encvol", &volume.id)
 }
@@ -85,9 +83,7 @@ fn retained(scene: &mut Scene) -> Result<()> {
 
 /// A copy from before the first stage says that the volume was never formatted, and the cluster knows better.
 fn old_copy(scene: &mut Scene) -> Result<()> {
-    scene.apply(&[of_class("immediate", claim("data", "64Mi"))])?;
-    let volume = scene.volume("data")?;
-    scene.phase(&volume.id, "Provisioned")?;
+    let volume = scene.provisioned("64Mi")?;
     let guest = scene.home(&volume).guest;
     let directory = format!("{POOL}/{}", volume.id);
     guest.check(&format!("cp --archive {directory} /root/old"))?;

@@ -56,8 +56,7 @@ fn killed_after(scene: &mut Scene, begun: &str) -> Result<()> {
 }
 
 fn in_delete(scene: &mut Scene) -> Result<()> {
-    scene.apply(&[of_class("immediate", claim("data", "256Mi"))])?;
-    let volume = scene.volume("data")?;
+    let volume = scene.provisioned("256Mi")?;
     let guest = scene.home(&volume).guest;
     // The service sees the deletion only after it was started again: it was killed before or within it.
     scene.kubectl("delete pvc data --wait=false")?;

@@ -11,7 +11,6 @@ use super::scene::Scene;
 use crate::cluster::has_condition;
 use crate::control_plane::NODES;
 use crate::objects::claim;
-use crate::objects::of_class;
 use crate::objects::on;
 use crate::objects::pod;
 use crate::traces::POOL;
@@ -57,9 +56,7 @@ fn in_stage(scene: &mut Scene) -> Result<()> {
 
 /// What has to be formatted waits for the API server, which alone knows whether it ever was.
 fn in_first_stage(scene: &mut Scene) -> Result<()> {
-    scene.apply(&[of_class("immediate", claim("data", "64Mi"))])?;
-    let volume = scene.volume("data")?;
-    scene.phase(&volume.id, "Provisioned")?;
+    let volume = scene.provisioned("64Mi")?;
     let guest = scene.home(&volume).guest;
     guest.check("pkill -STOP -f '^/usr/bin/coffer node'")?;
     let go_on = || guest.check("pkill -CONT -f '^/usr/bin/coffer node'");
@@ -83,8 +80,7 @@ fn in_first_stage(scene: &mut Scene) -> Result<()> {
 }
 
 fn in_delete(scene: &mut Scene) -> Result<()> {
-    scene.apply(&[of_class("immediate", claim("data", "256Mi"))])?;
-    let volume = scene.volume("data")?;
+    let volume = scene.provisioned("256Mi")?;
     scene.kubectl("delete pvc data --wait=false")?;
     scene.cluster.plane.without_api_server(OUTAGE, || Ok(()))?;
     scene.gone("pvc", "data")?;

@@ -14,6 +14,8 @@ use crate::cluster::Node;
 use crate::cluster::has_condition;
 use crate::install::DRIVER;
 use crate::objects;
+use crate::objects::claim;
+use crate::objects::of_class;
 use crate::traces;
 use crate::wait;
 
@@ -122,6 +124,14 @@ impl Scene<'_> {
         let resource = self.get("encvol", &id)?.context("the volume has no resource")?;
         let home = self.cluster.nodes.iter().position(|node| resource["spec"]["nodeName"] == node.name);
         Ok(Volume { id, pv, home: home.context("the volume is on a node of the rig")? })
+    }
+
+    /// The volume of a new claim `data` that binds at once, before any pod wants it.
+    pub(super) fn provisioned(&self, size: &str) -> Result<Volume> {
+        self.apply(&[of_class("immediate", claim("data", size))])?;
+        let volume = self.volume("data")?;
+        self.phase(&volume.id, "Provisioned")?;
+        Ok(volume)
     }
 
     /// The node of the volume.

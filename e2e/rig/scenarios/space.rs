@@ -44,8 +44,7 @@ fn second_pool(scene: &mut Scene) -> Result<()> {
 }
 
 fn immediate(scene: &mut Scene) -> Result<()> {
-    scene.apply(&[of_class("immediate", claim("data", "64Mi"))])?;
-    let volume = scene.volume("data")?;
+    let volume = scene.provisioned("64Mi")?;
     scene.apply(&[pod("writer", &["data"])])?;
     let pod = scene.ready("writer")?;
     anyhow::ensure!(pod["spec"]["nodeName"] == scene.home(&volume).name, "the pod is not where its volume is");
