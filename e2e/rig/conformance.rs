@@ -79,10 +79,7 @@ impl Tools {
     pub(crate) fn run(&self, cluster: &mut Cluster, part: &Part) -> Count {
         let outcome = stage("Kubernetes' storage suite", || self.count(cluster, part));
         println!("    report and output of every case: {}", results(cluster).display());
-        outcome.unwrap_or_else(|error| {
-            println!("{error:#}");
-            Count { passed: 0, failed: 1 }
-        })
+        Count::of(outcome)
     }
 
     fn count(&self, cluster: &mut Cluster, part: &Part) -> Result<Count> {

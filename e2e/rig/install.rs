@@ -56,9 +56,7 @@ impl Cluster {
         let wanted = values.as_object().context("values are an object")?;
         all.as_object_mut().context("values are an object")?.extend(wanted.clone());
         self.values(VALUES, &all)?;
-        let said = self.helm_install(&own_chart())?;
-        let commands = said.lines().filter_map(|line| line.strip_prefix("  ")).filter(|line| !line.starts_with('#'));
-        Ok(commands.map(str::to_owned).collect())
+        Ok(commands(&self.helm_install(&own_chart())?))
     }
 
     /// Installs `chart` with the values of [`Cluster::install`]; returns when pods can be scheduled for its volumes.
@@ -83,12 +81,15 @@ impl Cluster {
         .map(drop)
     }
 
-    /// Upgrades the release to the chart with other `values` beside those that it has; returns when the nodes have it.
-    pub(crate) fn upgrade(&self, values: &Value) -> Result<()> {
+    /// Upgrades the release to the chart with other `values` beside those that it has; returns when the nodes have
+    /// it, with the commands that Helm's notes name.
+    pub(crate) fn upgrade(&self, values: &Value) -> Result<Vec<String>> {
         let file = self.values("upgrade.yaml", values)?;
         let chart = own_chart();
-        self.helm(&format!("upgrade coffer {} --reset-then-reuse-values --values {file}", chart.display()))?;
-        self.shell(&format!("kubectl --namespace {NAMESPACE} rollout status ds/coffer-node --timeout=300s")).map(drop)
+        let said =
+            self.helm(&format!("upgrade coffer {} --reset-then-reuse-values --values {file}", chart.display()))?;
+        self.shell(&format!("kubectl --namespace {NAMESPACE} rollout status ds/coffer-node --timeout=300s"))?;
+        Ok(commands(&said))
     }
 
     /// Writes `values` to a file; JSON is YAML.
@@ -168,6 +169,12 @@ impl Cluster {
         let said = kbs.operate(&["register", "--pcrs", "0-7", node.name, &file.to_string_lossy()])?;
         Ok((serde_json::from_str(&attestation).context("coffer attest prints JSON")?, said))
     }
+}
+
+/// The commands in the notes that Helm prints.
+fn commands(notes: &str) -> Vec<String> {
+    let indented = notes.lines().filter_map(|line| line.strip_prefix("  "));
+    indented.filter(|line| !line.starts_with('#')).map(str::to_owned).collect()
 }
 
 /// The chart of this checkout.

@@ -49,21 +49,14 @@ pub(crate) fn soak() -> Result<()> {
 
 /// Makes `layer` and prints each line as it comes.
 fn show(layer: &str) -> Count {
-    counted(layer, stage(&format!("make {layer}"), || make(layer, |line| println!("{line}"))))
+    Count::of(stage(&format!("make {layer}"), || make(layer, |line| println!("{line}"))))
 }
 
 /// Makes `layer` and keeps what it prints.
 fn hold_back(layer: &str) -> (Count, String) {
     let mut lines = Vec::new();
-    let count = counted(layer, make(layer, |line| lines.push(line.to_owned())));
+    let count = Count::of(make(layer, |line| lines.push(line.to_owned())));
     (count, lines.join("\n"))
-}
-
-fn counted(layer: &str, outcome: Result<Count>) -> Count {
-    outcome.unwrap_or_else(|error| {
-        println!("    make {layer}: {error:#}");
-        Count { passed: 0, failed: 1 }
-    })
 }
 
 /// The tests of the library and the programs whose names contain `filter`, on the host.

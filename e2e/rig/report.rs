@@ -43,6 +43,14 @@ impl Count {
         Some(Self { passed: passed.parse().ok()?, failed: failed.parse().ok()? })
     }
 
+    /// What was counted; what could not be is told and counts as one failure.
+    pub(crate) fn of(outcome: Result<Self>) -> Self {
+        outcome.unwrap_or_else(|error| {
+            println!("    {error:#}");
+            Self { passed: 0, failed: 1 }
+        })
+    }
+
     /// Both together.
     pub(crate) fn and(self, other: Self) -> Self {
         Self { passed: self.passed + other.passed, failed: self.failed + other.failed }

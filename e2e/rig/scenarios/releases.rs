@@ -23,7 +23,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
 ];
 
 fn upgraded(scene: &mut Scene) -> Result<()> {
-    while_counting(scene, |scene| scene.cluster.upgrade(&json!({ "log": "debug" })))
+    while_counting(scene, |scene| scene.cluster.upgrade(&json!({ "log": "debug" })).map(drop))
 }
 
 /// Removing the release leaves volumes and their resources; what the first chart made opens after the upgrade.
