@@ -47,13 +47,15 @@ fn digests_in(guest: &Guest, directory: &str) -> Result<Digests> {
     Ok(Digests { record: next()?, header: next()?, backing: next()? })
 }
 
-/// Each thing that the kernel holds for the volume `id`, one line each: loop devices by their backing file, mappers,
-/// mounts of process 1.
+/// Prints the mounts of mappers, as filesystem and as device node: the mount table names neither volume nor mapper.
+const MOUNTS: &str = "grep /proc/1/mountinfo -e ' /dev/dm-' -e ' /dm-'";
+
+/// Each thing that the kernel holds for the volume `id`, one line each: loop devices by their backing file, mappers, and,
+/// as it is the only volume on its node, every mount of a mapper.
 pub(crate) fn in_kernel(guest: &Guest, id: &str) -> Result<Vec<String>> {
     let loops = format!("grep -H {id} /sys/block/loop*/loop/backing_file 2>/dev/null");
     let mappers = format!("dmsetup ls | grep {id}");
-    let mounts = format!("grep {id} /proc/1/mountinfo");
-    lines(guest, &format!("{loops}; {mappers}; {mounts}; true"))
+    lines(guest, &format!("{loops}; {mappers}; {MOUNTS}; true"))
 }
 
 /// Everything that the driver could leave on a node: files in its pools beside their marks, loops over them, mappers,
@@ -66,7 +68,7 @@ pub(crate) fn of_driver(guest: &Guest, driver: &str, names: &[&str]) -> Result<V
          grep -H {pools} /sys/block/loop*/loop/backing_file 2>/dev/null
          dmsetup ls | grep ^coffer-
          find /var/lib/kubelet/plugins/kubernetes.io/csi/{driver} -mindepth 1 2>/dev/null
-         grep -e /dev/mapper/coffer-{patterns} /proc/1/mountinfo
+         {MOUNTS}{patterns}
          true"
     );
     lines(guest, &script)

@@ -28,6 +28,7 @@ use super::retained::tell_retained;
 
 /// How often it is looked whether the node of a volume that waits for it is still in the cluster.
 const NODE_PERIOD: Duration = Duration::from_secs(15);
+
 struct Cleaner {
     volumes: Api<EncryptedVolume>,
     nodes: Api<Node>,
