@@ -87,12 +87,7 @@ impl Driver {
         );
         fs::create_dir_all(Path::new(SOCKET).parent().expect("a parent")).expect("the plugin's directory");
         let child = spawn(options);
-        let channel = {
-            let _context = runtime.enter();
-            Endpoint::from_static("unix:///var/lib/kubelet/plugins/csi.coffer.dev/csi.sock")
-                .timeout(CALL_DEADLINE)
-                .connect_lazy()
-        };
+        let channel = connect(&runtime, SOCKET);
         let mut driver = Self { child, runtime, channel };
         driver.wait_until_it_answers();
         driver
@@ -162,6 +157,12 @@ impl Driver {
     pub(crate) fn capacity(&self) -> Result<csi::GetCapacityResponse, Status> {
         let request = csi::GetCapacityRequest::default();
         Ok(self.runtime.block_on(self.controller().get_capacity(request))?.into_inner())
+    }
+
+    /// `GetCapacity` of the controller of a cluster, at `socket`.
+    pub(crate) fn capacity_of_cluster(&self, socket: &str) -> Result<csi::GetCapacityResponse, Status> {
+        let mut controller = ControllerClient::new(connect(&self.runtime, socket));
+        Ok(self.runtime.block_on(controller.get_capacity(csi::GetCapacityRequest::default()))?.into_inner())
     }
 
     /// `NodeStageVolume`; the staging directory is made first, as the kubelet does.
@@ -245,6 +246,12 @@ impl Drop for Driver {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// A connection to the socket at `path`, made as soon as it is used.
+fn connect(runtime: &Runtime, path: &str) -> Channel {
+    let _context = runtime.enter();
+    Endpoint::from_shared(format!("unix://{path}")).expect("a path").timeout(CALL_DEADLINE).connect_lazy()
 }
 
 /// Whether a publish may write.

@@ -8,6 +8,7 @@ use std::process::Command;
 use crate::driver::KUBELET;
 use crate::driver::SOCKET;
 use crate::scene::Scene;
+use crate::scene::wait_until;
 
 /// How the rig's API server is reached, of which this machine is a node, and how as the controller.
 const KUBECONFIG: &str = "/share/admin.kubeconfig";
@@ -86,6 +87,8 @@ fn csi_sanity_passes_with_controller_and_node_in_a_cluster() {
         .spawn()
         .expect("coffer starts");
     let _controller = Controller(controller);
+    let capacity = || scene.driver().capacity_of_cluster(CONTROLLER_SOCKET);
+    wait_until("the node shows its pool", || capacity().is_ok_and(|capacity| capacity.available_capacity > 0));
     passes(scene, CONTROLLER_SOCKET, "mount");
 }
 

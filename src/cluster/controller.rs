@@ -9,6 +9,7 @@ mod asking;
 use std::time::Instant;
 
 use async_trait::async_trait;
+use futures_util::FutureExt as _;
 use futures_util::StreamExt as _;
 use k8s_openapi::api::core::v1::Node;
 use kube::Api;
@@ -49,23 +50,25 @@ use crate::volume::Whereabouts;
 pub struct ClusterPools {
     volumes: Api<EncryptedVolume>,
     nodes: Api<Node>,
-    pools: Store<EncryptedPool>,
+    pools: Api<EncryptedPool>,
+    watched_pools: Store<EncryptedPool>,
 }
 
 impl ClusterPools {
     /// The pools of the cluster of `client`, which are watched from now on.
     #[must_use]
     pub fn watch(client: Client) -> Self {
-        let (pools, writer) = reflector::store();
-        let watched = watcher(Api::<EncryptedPool>::all(client.clone()), watcher::Config::default());
-        let reflected = watched.default_backoff().reflect(writer).for_each(|event| {
-            if let Err(error) = event {
-                tracing::warn!(error = &error as &dyn std::error::Error, "the pools cannot be watched");
-            }
-            std::future::ready(())
-        });
+        let pools: Api<EncryptedPool> = Api::all(client.clone());
+        let (watched_pools, writer) = reflector::store();
+        let reflected =
+            watcher(pools.clone(), watcher::Config::default()).default_backoff().reflect(writer).for_each(|event| {
+                if let Err(error) = event {
+                    tracing::warn!(error = &error as &dyn std::error::Error, "the pools cannot be watched");
+                }
+                std::future::ready(())
+            });
         tokio::spawn(reflected);
-        Self { volumes: Api::all(client.clone()), nodes: Api::all(client), pools }
+        Self { volumes: Api::all(client.clone()), nodes: Api::all(client), pools, watched_pools }
     }
 
     async fn find(&self, id: &VolumeId) -> Result<Option<EncryptedVolume>> {
@@ -151,7 +154,10 @@ impl Provisioner for ClusterPools {
             promised_bytes: sum.promised_bytes.saturating_add(pool.promised_bytes),
             reserve_bytes: sum.reserve_bytes.saturating_add(pool.reserve_bytes),
         };
-        let pools = self.pools.state();
+        if self.watched_pools.wait_until_ready().now_or_never().is_none() {
+            return Err(Error::new(Reason::ApiServerUnreachable, "the pools of the cluster are not listed yet"));
+        }
+        let pools = self.watched_pools.state();
         let capacities: Vec<_> = pools.iter().filter(|pool| is_meant(pool)).map(|pool| pool.capacity()).collect();
         Ok(capacities.iter().fold(Capacity::default(), sum))
     }

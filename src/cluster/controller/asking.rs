@@ -1,16 +1,18 @@
 //! Asking one node after the other for a volume, until one has made it.
 
 use std::cmp::Reverse;
+use std::sync::Arc;
 use std::time::Instant;
 
 use kube::ResourceExt as _;
+use kube::api::ListParams;
 use kube::api::PostParams;
 
 use super::ClusterPools;
+use crate::cluster::EncryptedPool;
 use crate::cluster::EncryptedVolume;
 use crate::cluster::condition::PROVISIONED;
 use crate::cluster::error::failed;
-use crate::cluster::error::unreachable;
 use crate::volume::Error;
 use crate::volume::Place;
 use crate::volume::Reason;
@@ -34,7 +36,7 @@ impl ClusterPools {
         let mut asked = Asked::default();
         loop {
             let Some(volume) = self.find(&spec.id()).await? else {
-                let node_name = self.choose(&spec, whereabouts, &asked, deadline).await?;
+                let node_name = self.choose(&spec, whereabouts, &asked).await?;
                 asked.uid = self.request(&node_name, &spec).await?;
                 continue;
             };
@@ -62,29 +64,14 @@ impl ClusterPools {
     }
 
     /// The best node that has a pool of the class and was not asked yet.
-    async fn choose(
-        &self,
-        spec: &VolumeSpec,
-        whereabouts: &Whereabouts,
-        asked: &Asked,
-        deadline: Instant,
-    ) -> Result<String> {
-        let known = tokio::time::timeout_at(deadline.into(), self.pools.wait_until_ready()).await;
-        known
-            .map_err(|elapsed| unreachable("list the pools", elapsed))?
-            .map_err(|error| unreachable("list the pools", error))?;
-        let pools = self.pools.state();
-        let was_asked = |node: &String| asked.refusals.iter().any(|(refusing, _)| refusing == node);
-        let best = pools
-            .iter()
-            .filter(|pool| pool.spec.pool == spec.pool.as_str() && pool.is_ready())
-            .filter(|pool| whereabouts.allow(&Place::of(&pool.spec.node_name)) && !was_asked(&pool.spec.node_name))
-            .min_by_key(|pool| {
-                let capacity = pool.capacity();
-                let is_full = capacity.maximum_volume_bytes < spec.payload_bytes;
-                (is_full, whereabouts.rank(&Place::of(&pool.spec.node_name)), Reverse(capacity.available_bytes))
-            });
-        best.map(|pool| pool.spec.node_name.clone()).ok_or_else(|| {
+    async fn choose(&self, spec: &VolumeSpec, whereabouts: &Whereabouts, asked: &Asked) -> Result<String> {
+        let watched = self.watched_pools.state();
+        if let Some(node_name) = best(watched.iter().map(Arc::as_ref), spec, whereabouts, asked) {
+            return Ok(node_name);
+        }
+        // What is watched comes late: on its word alone nobody is told that there is no room.
+        let pools = self.pools.list(&ListParams::default()).await.map_err(failed("list the pools"))?;
+        best(pools.iter(), spec, whereabouts, asked).ok_or_else(|| {
             let refusals: Vec<_> = asked.refusals.iter().map(|(node, why)| format!("{node}: {why}")).collect();
             let message = match &refusals[..] {
                 [] => format!(
@@ -141,4 +128,24 @@ impl ClusterPools {
         let message = format!("an earlier volume {} is still being deleted", volume.name_any());
         Err(Error::new(Reason::OperationPending, message))
     }
+}
+
+/// The node of the best of `pools`: one with room before one that seems full, then one that is preferred, then the
+/// emptiest.
+fn best<'a>(
+    pools: impl Iterator<Item = &'a EncryptedPool>,
+    spec: &VolumeSpec,
+    whereabouts: &Whereabouts,
+    asked: &Asked,
+) -> Option<String> {
+    let was_asked = |node: &String| asked.refusals.iter().any(|(refusing, _)| refusing == node);
+    let best = pools
+        .filter(|pool| pool.spec.pool == spec.pool.as_str() && pool.is_ready())
+        .filter(|pool| whereabouts.allow(&Place::of(&pool.spec.node_name)) && !was_asked(&pool.spec.node_name))
+        .min_by_key(|pool| {
+            let capacity = pool.capacity();
+            let is_full = capacity.maximum_volume_bytes < spec.payload_bytes;
+            (is_full, whereabouts.rank(&Place::of(&pool.spec.node_name)), Reverse(capacity.available_bytes))
+        });
+    best.map(|pool| pool.spec.node_name.clone())
 }
