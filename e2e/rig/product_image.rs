@@ -42,8 +42,8 @@ pub(crate) fn archive() -> Result<PathBuf> {
 /// What is shipped: the program without the feature `dev`.
 fn program() -> Result<PathBuf> {
     let rig = std::env::current_exe()?;
-    let release = rig.parent().context("a program is in a directory")?;
-    Ok(release.with_file_name("shipped").join("coffer"))
+    let profile = rig.parent().context("a program is in a directory")?;
+    Ok(profile.with_file_name("shipped").join("coffer"))
 }
 
 fn build(program: &Path, archive: &Path) -> Result<()> {
