@@ -8,6 +8,9 @@ RIG    := $(TARGET)/rig/coffer-rig
 T      :=
 FAULTS := kills:: crowds:: refusals::
 
+# Libraries are compiled once for all checkouts; what is made of this one's own code is in it.
+export CARGO_BUILD_BUILD_DIR ?= $(HOME)/.cache/coffer/cargo
+
 # Of the linters only this one is no part of the toolchain.
 DENY_VERSION := 0.20.2
 DENY         := $(HOME)/.cache/coffer/cargo-deny-$(DENY_VERSION)/bin/cargo-deny

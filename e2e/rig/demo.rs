@@ -19,19 +19,21 @@ use std::time::Instant;
 use anyhow::Context as _;
 use anyhow::Result;
 use serde_json::Value;
+use serde_json::json;
 
 use crate::cluster::Cluster;
 use crate::cluster::Node;
 use crate::cluster::Parts;
 use crate::cluster::has_condition;
+use crate::install::KEY_URI;
 use crate::kbs::Kbs;
 use crate::process::Fate;
 use crate::report::Count;
 use crate::report::stage;
 use crate::wait;
 
-/// The same of a class whose secret only the first node may have.
-const ONLY_FIRST_URI: &str = "kbs:///default/storage/first-only";
+/// Where the secret is that only the first node may have.
+pub(crate) const ONLY_FIRST_URI: &str = "kbs:///default/storage/first-only";
 /// Pod and claim of `examples/`.
 const POD: &str = "writer";
 const CLAIM: &str = "secrets";
@@ -61,7 +63,9 @@ struct Volume {
 /// Tells the story in `run`. With [`Fate::Kept`] the rig stays up afterwards.
 pub(crate) fn tell(run: &Path, fate: Fate) -> Result<()> {
     let begun = Instant::now();
-    let story = Story::told(run, Parts::sandboxed()?, fate)?;
+    let class = |name: &str, uri: &str| json!({ "name": name, "keyUri": uri });
+    let classes = [class("coffer", KEY_URI), class("first-only", ONLY_FIRST_URI)];
+    let story = Story::told(run, Parts::sandboxed()?, fate, &json!({ "storageClasses": classes }))?;
     println!("==> {:.0} s in all", begun.elapsed().as_secs_f64());
     if fate == Fate::Kept {
         println!("    the rig is up: `make shell` opens a shell on its first node, `make down` ends it");
@@ -70,21 +74,22 @@ pub(crate) fn tell(run: &Path, fate: Fate) -> Result<()> {
 }
 
 impl Story {
-    /// The story as it went, and the rig on which it was told.
-    pub(crate) fn told(run: &Path, parts: Parts, fate: Fate) -> Result<Self> {
+    /// The story as it went, and the rig on which it was told. The chart's `values` need the classes `coffer` and
+    /// `first-only`.
+    pub(crate) fn told(run: &Path, parts: Parts, fate: Fate, values: &Value) -> Result<Self> {
         let (cluster, kbs) = Cluster::start_with_kbs(run, parts, fate)?;
         let mut story = Self { cluster, kbs, home: 0, count: Count::default() };
-        if let Err(error) = story.chapters() {
+        if let Err(error) = story.chapters(values) {
             story.check(&format!("the story can go on: {error:#}"), false);
             println!("    logs: below {}", story.cluster.run.display());
         }
         Ok(story)
     }
 
-    fn chapters(&mut self) -> Result<()> {
+    fn chapters(&mut self, values: &Value) -> Result<()> {
         stage(
             "1. The operator installs the chart, makes pools, shows what the nodes prove, and stores a secret",
-            || self.operate(),
+            || self.operate(values),
         )?;
         let volume = stage("2. A claim and a pod are applied; the pod writes a needle", || self.apply())?;
         stage("3. Below the pod there is only ciphertext", || self.prove(&volume))?;

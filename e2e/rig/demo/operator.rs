@@ -3,7 +3,6 @@
 use anyhow::Context as _;
 use anyhow::Result;
 use serde_json::Value;
-use serde_json::json;
 
 use super::ONLY_FIRST_URI;
 use super::Story;
@@ -17,10 +16,8 @@ use crate::wait;
 const IMAGE_BYTES: u64 = 150_000_000;
 
 impl Story {
-    pub(super) fn operate(&mut self) -> Result<()> {
-        let class = |name: &str, uri: &str| json!({ "name": name, "keyUri": uri });
-        let classes = json!({ "storageClasses": [class("coffer", KEY_URI), class("first-only", ONLY_FIRST_URI)] });
-        let commands = self.cluster.install(&self.kbs, &classes)?;
+    pub(super) fn operate(&mut self, values: &Value) -> Result<()> {
+        let commands = self.cluster.install(&self.kbs, values)?;
         self.check(
             "helm install, with the KBS's address and its CA; the notes name three commands",
             commands.len() == 3,

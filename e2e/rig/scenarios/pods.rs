@@ -10,13 +10,13 @@ use crate::objects::of_class;
 use crate::objects::pod;
 
 pub(super) const SCENARIOS: &[Scenario] = &[
+    Scenario { name: "generic_ephemeral", run: ephemeral, warnings: &["FailedScheduling"] },
     Scenario { name: "fs_group_read_only_and_sub_path", run: views, warnings: &[] },
     Scenario { name: "a_pod_moves_on_its_node", run: moves, warnings: &[] },
     Scenario { name: "raw_block", run: raw_block, warnings: &[] },
     Scenario { name: "xfs", run: xfs, warnings: &[] },
     Scenario { name: "mount_options", run: mount_options, warnings: &["ProvisioningFailed"] },
     Scenario { name: "read_write_once_pod", run: once, warnings: &["FailedScheduling"] },
-    Scenario { name: "generic_ephemeral", run: ephemeral, warnings: &["FailedScheduling"] },
 ];
 
 fn moves(scene: &mut Scene) -> Result<()> {
