@@ -50,7 +50,13 @@ fn from_first(scene: &mut Scene) -> Result<()> {
 /// The chart of [`FIRST_CHART`], from this repository's history.
 fn first_chart(run: &Path) -> Result<PathBuf> {
     let directory = crate::sandbox::fresh(&run.join("first-chart"))?;
-    let script = format!("git archive {FIRST_CHART} helm/coffer | tar --extract --directory {}", directory.display());
+    // Images ran as root then.
+    let script = format!(
+        "git archive {FIRST_CHART} helm/coffer | tar --extract --directory {0}
+         sed --in-place 's/^\\( *\\)privileged: true$/&\\n\\1runAsUser: 0/' {0}/helm/coffer/templates/node.yaml
+         grep --quiet 'runAsUser: 0' {0}/helm/coffer/templates/node.yaml",
+        directory.display()
+    );
     let mut shell = std::process::Command::new("bash");
     shell.args(["-eo", "pipefail", "-c", &script]).current_dir(env!("CARGO_MANIFEST_DIR"));
     crate::process::succeed(&mut shell)?;

@@ -47,8 +47,12 @@ pub(super) fn play(cluster: &mut Cluster, scenario: &Scenario) -> Result<()> {
     let mut scene = Scene { cluster, namespace };
     let outcome = (scenario.run)(&mut scene);
     let warnings = scene.warnings()?;
-    scene.cluster.shell(&format!("kubectl delete namespace {} --ignore-not-found", scene.namespace))?;
+    let patience = DEADLINE.as_secs();
+    let deleted = scene
+        .cluster
+        .shell(&format!("kubectl delete namespace {} --ignore-not-found --timeout={patience}s", scene.namespace));
     outcome?;
+    deleted?;
     scene.check_nothing_left()?;
     let unexpected: Vec<_> =
         warnings.into_iter().filter(|(reason, _)| !scenario.warnings.contains(&reason.as_str())).collect();
