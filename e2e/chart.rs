@@ -108,6 +108,7 @@ fn a_wrong_value_is_refused_with_its_name() {
         ("image.digest=latest", "/image/digest"),
         ("pools[0].name=Fast", "/pools/0/name"),
         ("pools[0].path=relative", "/pools/0/path"),
+        ("node.kubeletDir=/var/lib/coffer", "/pools/0/path"),
         ("storageClasses[0].keyUri=file:///key", "/storageClasses/0/keyUri"),
         ("storageClasses[0].fsType=btrfs", "/storageClasses/0/fsType"),
         ("storageClasses[0].profile=null", "/storageClasses/0/profile"),

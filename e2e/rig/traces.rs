@@ -59,7 +59,8 @@ pub(crate) fn in_kernel(guest: &Guest, id: &str) -> Result<Vec<String>> {
 }
 
 /// Everything that the driver could leave on a node: files in its pools beside their marks, loops over them, mappers,
-/// what the kubelet keeps for `driver`, and mounts of mappers or with one of `names` in their lines.
+/// what the kubelet keeps for `driver`, and mounts of mappers, on its socket's directory or with one of `names` in
+/// their lines.
 pub(crate) fn of_driver(guest: &Guest, driver: &str, names: &[&str]) -> Result<Vec<String>> {
     let pools = "/var/lib/coffer";
     let patterns: String = names.iter().map(|name| format!(" -e {name}")).collect();
@@ -68,7 +69,7 @@ pub(crate) fn of_driver(guest: &Guest, driver: &str, names: &[&str]) -> Result<V
          grep -H {pools} /sys/block/loop*/loop/backing_file 2>/dev/null
          dmsetup ls | grep ^coffer-
          find /var/lib/kubelet/plugins/kubernetes.io/csi/{driver} -mindepth 1 2>/dev/null
-         {MOUNTS}{patterns}
+         {MOUNTS} -e 'plugins/{driver} '{patterns}
          true"
     );
     lines(guest, &script)
