@@ -41,9 +41,9 @@ fn from_first(scene: &mut Scene) -> Result<()> {
         let digest = scene.write("writer", "/older/file")?;
         scene.delete("pod", "writer")?;
         scene.cluster.upgrade(&super::values())?;
-        // Each start of that chart's container left a mount.
+        // Each start of that chart's container left a mount; the socket that this one serves may lie in it.
         for node in &scene.cluster.nodes {
-            node.guest.check("while umount --quiet /var/lib/kubelet/plugins/csi.coffer.dev; do :; done")?;
+            node.guest.check("while umount --lazy --quiet /var/lib/kubelet/plugins/csi.coffer.dev; do :; done")?;
         }
         scene.apply(&[on(first, pod("reader", &["older"]))])?;
         scene.ready("reader")?;
