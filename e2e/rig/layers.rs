@@ -88,7 +88,7 @@ fn make(layer: &str, mut each: impl FnMut(&str)) -> Result<Count> {
 fn cargo_test(targets: &[&str], filter: &str, environment: &[(&str, &Path)]) -> Result<()> {
     let mut tests = Command::new("cargo");
     tests
-        .args(["test", "--profile", "rig", "--all-features", "--no-fail-fast"])
+        .args(["test", "--profile=rig", "--all-features", "--no-fail-fast"])
         .args(targets)
         .args(["--", filter])
         .envs(environment.iter().copied());

@@ -37,14 +37,7 @@ impl Programs {
     /// Adds the test binary that cargo calls `target`, building it if need be.
     pub(crate) fn with_test(mut self, target: &str) -> Result<Self> {
         let output = Command::new("cargo")
-            .args([
-                "test",
-                "--profile",
-                "rig",
-                "--all-features",
-                "--no-run",
-                "--message-format=json-render-diagnostics",
-            ])
+            .args(["test", "--profile=rig", "--all-features", "--no-run", "--message-format=json-render-diagnostics"])
             .args(["--test", target])
             .stderr(Stdio::inherit())
             .output()?;
