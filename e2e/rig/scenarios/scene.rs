@@ -42,8 +42,6 @@ pub(super) struct Volume {
 
 /// Plays `scenario` in a namespace of its own and looks around afterwards.
 pub(super) fn play(cluster: &mut Cluster, scenario: &Scenario) -> Result<()> {
-    // The scenario before may have killed a driver.
-    cluster.wait_for_registration()?;
     let namespace = scenario.name.replace('_', "-");
     cluster.shell(&format!("kubectl create namespace {namespace}"))?;
     let mut scene = Scene { cluster, namespace };
