@@ -21,12 +21,15 @@ use crate::wait;
 /// What the kubelet reports of a stage or a probe whose driver went away.
 const DRIVER_GONE: &[&str] = &["FailedMount", "BackOff", "Unhealthy", "FailedAttachVolume"];
 
+/// A kubelet that was started again looks after its pods' volumes before it has registered their drivers again.
+const UNREGISTERED: &[&str] = &["FailedMount"];
+
 pub(super) const SCENARIOS: &[Scenario] = &[
     Scenario { name: "driver_killed_in_stage", run: in_stage, warnings: DRIVER_GONE },
     Scenario { name: "driver_killed_in_create", run: in_create, warnings: DRIVER_GONE },
     Scenario { name: "driver_killed_in_delete", run: in_delete, warnings: DRIVER_GONE },
     Scenario { name: "controller_killed_before_its_answer", run: controller, warnings: &["ProvisioningFailed"] },
-    Scenario { name: "kubelet_restarted", run: kubelet, warnings: &[] },
+    Scenario { name: "kubelet_restarted", run: kubelet, warnings: UNREGISTERED },
     Scenario { name: "node_drained_and_back", run: drain, warnings: &["FailedScheduling"] },
     Scenario { name: "node_killed_while_writing", run: power, warnings: &["FailedMount", "NodeNotReady"] },
 ];
