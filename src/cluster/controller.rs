@@ -174,3 +174,16 @@ impl Provisioner for ClusterPools {
         }])
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn pools_that_were_never_listed_are_not_said_to_be_full() {
+        let nowhere = kube::Config::new("http://127.0.0.1:1".parse().expect("an address"));
+        let pools = ClusterPools::watch(Client::try_from(nowhere).expect("a client"));
+        let answer = pools.capacity(&PoolName::default(), None).await;
+        assert_eq!(answer.expect_err("nothing is known yet").reason(), Reason::ApiServerUnreachable);
+    }
+}

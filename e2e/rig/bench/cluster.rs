@@ -16,6 +16,7 @@ use super::table::number;
 use crate::cluster::Cluster;
 use crate::cluster::Parts;
 use crate::cluster::has_condition;
+use crate::control_plane::NODES;
 use crate::objects;
 use crate::process::Fate;
 use crate::product_image;
@@ -99,16 +100,16 @@ fn mib(bytes: u64) -> f64 {
 fn way(cluster: &Cluster) -> Result<Round> {
     let before = spent(cluster)?;
     let begun = Instant::now();
-    cluster.plane.apply(&manifests("round", 0..1))?;
+    cluster.plane.apply(&manifests(NODES[0], 0..1))?;
     wait::until(DEADLINE, "the claim to be bound", || Ok(bound(cluster)?.eq(&1).then_some(())))?;
     let bound = begun.elapsed().as_secs_f64() - (spent(cluster)?.create - before.create);
     wait::until(DEADLINE, "the pod to be Ready", || {
-        Ok(cluster.plane.get("pod", "round")?.filter(|pod| has_condition(pod, "Ready")).map(drop))
+        Ok(cluster.plane.get("pod", NODES[0])?.filter(|pod| has_condition(pod, "Ready")).map(drop))
     })?;
     let ready = begun.elapsed().as_secs_f64();
     let after = spent(cluster)?;
     let begun = Instant::now();
-    delete(cluster, &["round"], 1)?;
+    delete(cluster, 1)?;
     let gone = begun.elapsed().as_secs_f64();
     let kbs = after.kbs - before.kbs;
     Ok(Round { bound, ready, gone, coffer: after.calls - before.calls - kbs, kbs })
@@ -118,24 +119,24 @@ fn way(cluster: &Cluster) -> Result<Round> {
 fn many<T>(cluster: &Cluster, count: usize, then: impl FnOnce(&Cluster) -> Result<T>) -> Result<(f64, f64, T)> {
     let begun = Instant::now();
     let middle = count / 2;
-    cluster.plane.apply(&manifests("first", 0..middle))?;
-    cluster.plane.apply(&manifests("second", middle..count))?;
+    for (node, numbers) in NODES.iter().zip([0..middle, middle..count]) {
+        cluster.plane.apply(&manifests(node, numbers))?;
+    }
     wait::until(DEADLINE, "all claims to be bound", || Ok(bound(cluster)?.eq(&count).then_some(())))?;
     let bound = begun.elapsed().as_secs_f64();
-    for pod in ["first", "second"] {
+    for node in NODES {
         wait::until(DEADLINE, "the pods to be Ready", || {
-            Ok(cluster.plane.get("pod", pod)?.filter(|pod| has_condition(pod, "Ready")).map(drop))
+            Ok(cluster.plane.get("pod", node)?.filter(|pod| has_condition(pod, "Ready")).map(drop))
         })?;
     }
     let ready = begun.elapsed().as_secs_f64();
     let found = then(cluster)?;
-    delete(cluster, &["first", "second"], count)?;
+    delete(cluster, count)?;
     Ok((bound, ready, found))
 }
 
-fn delete(cluster: &Cluster, pods: &[&str], claims: usize) -> Result<()> {
-    cluster
-        .shell(&format!("kubectl delete pod {} --wait=false; kubectl delete pvc --all --wait=false", pods.join(" ")))?;
+fn delete(cluster: &Cluster, claims: usize) -> Result<()> {
+    cluster.shell("kubectl delete pod,pvc --all --wait=false")?;
     wait::until(DEADLINE, &format!("{claims} volumes to be gone"), || {
         Ok(cluster.shell("kubectl get pod,pvc,pv,encvol --output name")?.is_empty().then_some(()))
     })
@@ -146,11 +147,11 @@ fn bound(cluster: &Cluster) -> Result<usize> {
     Ok(list["items"].as_array().into_iter().flatten().filter(|claim| claim["status"]["phase"] == "Bound").count())
 }
 
-/// The pod `name` and a claim of 16 MiB for each of `numbers`.
-fn manifests(name: &str, numbers: Range<usize>) -> String {
+/// A pod on `node`, named so, and a claim of 16 MiB for each of `numbers`.
+fn manifests(node: &str, numbers: Range<usize>) -> String {
     let claims: Vec<_> = numbers.map(|number| format!("data-{number}")).collect();
     let mut all: Vec<_> = claims.iter().map(|name| objects::claim(name, "16Mi")).collect();
-    all.push(objects::pod(name, &claims));
+    all.push(objects::on(node, objects::pod(node, &claims)));
     objects::list(&all)
 }
 
