@@ -20,8 +20,12 @@ pub(super) const SCENARIOS: &[Scenario] = &[
     Scenario { name: "claim_deleted_before_any_pod", run: never_staged, warnings: &[] },
     Scenario { name: "namespace_deleted", run: namespace, warnings: &[] },
     Scenario { name: "old_copy_of_a_volume_is_refused", run: old_copy, warnings: &["FailedMount"] },
-    Scenario { name: "thirty_claims_at_once", run: crowd, warnings: &[] },
+    Scenario { name: "thirty_claims_at_once", run: crowd, warnings: OUT_OF_TIME },
 ];
+
+/// Fifteen first stages at once keep an emulated node busy for about the two minutes that the kubelet gives each; what
+/// was begun goes on, and the next try finds it done.
+const OUT_OF_TIME: &[&str] = &["FailedMount"];
 
 fn in_use(scene: &mut Scene) -> Result<()> {
     scene.apply(&[claim("data", "64Mi"), pod("user", &["data"])])?;
