@@ -111,13 +111,14 @@ kills: build
 soak: build
 	$(RIG) soak
 
-# Ratios against cryptsetup by hand and by default, throughput, memory; ROUNDS=1 for a short look. No test. It measures
-# what the Dockerfile builds.
+# On a node, ratios against cryptsetup by hand and by default, throughput, memory; in a cluster, the way from a claim to a
+# running pod. T=node or T=cluster for one of them, ROUNDS=1 for a short look. No test. It measures what the Dockerfile
+# builds.
 bench: setup
 	$(CARGO) build --profile dist --bin coffer
 	install -D $(TARGET)/dist/coffer $(TARGET)/shipped/coffer
 	$(CARGO) build --profile dist --all-features --bins
-	$(TARGET)/dist/coffer-rig bench $(if $(ROUNDS),--rounds $(ROUNDS))
+	$(TARGET)/dist/coffer-rig bench $(if $(ROUNDS),--rounds $(ROUNDS)) $(T)
 
 # A shell on the node that `make demo KEEP=1` left up; `make down` ends it.
 shell:

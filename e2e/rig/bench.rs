@@ -1,4 +1,4 @@
-//! `make bench`: has a node measure the driver and its rivals, and makes a table of the samples.
+//! `make bench`: has a node measure the driver and its rivals, and a cluster the way of a claim, and makes tables of it.
 //!
 //! It is a report and no test. It fails if something could not be measured, never because a figure is bad.
 
@@ -43,13 +43,33 @@ const WORKLOADS: [(&str, &str); 4] = [
 ];
 const MOMENTS: [&str; 4] = ["idle", "1 staged", "50 staged", "all unstaged"];
 
-/// Boots a fresh node in `run`, measures `rounds` rounds there, then twice as many in a cluster, and prints the report.
-pub(crate) fn report(run: &Path, rounds: u32) -> Result<()> {
+/// Where something is measured.
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Place {
+    /// A node alone: the driver and its rivals in turns.
+    Node,
+    /// A cluster: from a claim to a running pod.
+    Cluster,
+}
+
+/// Measures `rounds` rounds on a fresh node in `run`, then twice as many in a cluster, or in one of the two `only`; prints
+/// the report.
+pub(crate) fn report(run: &Path, rounds: u32, only: Option<Place>) -> Result<()> {
     let programs = suites::sandboxed(|| {
         Parts::get()?;
         Programs::product()?.with_test("kernel")
     })?;
-    let (machine, guest) = suites::boot(run, &programs, Fate::WithRig)?;
+    if only != Some(Place::Cluster) {
+        println!("\n{}", on_a_node(run, &programs, rounds)?);
+    }
+    if only != Some(Place::Node) {
+        println!("\n{}", cluster::report(&run.join("cluster"), 2 * rounds)?);
+    }
+    Ok(())
+}
+
+fn on_a_node(run: &Path, programs: &Programs, rounds: u32) -> Result<String> {
+    let (machine, guest) = suites::boot(run, programs, Fate::WithRig)?;
     let script = "/share/bin/test-kernel --test-threads=1 --ignored --nocapture bench 2>&1";
     let status = suites::show(&guest, &format!("COFFER_BENCH_ROUNDS={rounds} {script}"), |_line| ())?;
     if status != 0 {
@@ -57,11 +77,7 @@ pub(crate) fn report(run: &Path, rounds: u32) -> Result<()> {
     }
     let path = machine.logs().join("bench.jsonl");
     let text = fs::read_to_string(&path).with_context(|| format!("no samples in {}", path.display()))?;
-    println!("\n{}every sample: {}", Samples::parse(&text)?.describe()?, path.display());
-    // Nothing else may run beside the cluster.
-    drop(machine);
-    println!("\n{}", cluster::report(&run.join("cluster"), 2 * rounds)?);
-    Ok(())
+    Ok(format!("{}every sample: {}", Samples::parse(&text)?.describe()?, path.display()))
 }
 
 /// One line of the node's file.

@@ -109,11 +109,13 @@ enum Command {
     },
     /// Run csi-sanity in a fresh node, with mounts and with block devices.
     Sanity,
-    /// Measure the driver beside cryptsetup by hand and by default, in a fresh node, and print a table.
+    /// Measure the driver in a fresh node and in a fresh cluster, and print tables.
     Bench {
         /// How often everything is repeated.
         #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
         rounds: u32,
+        /// Only what is measured there.
+        only: Option<bench::Place>,
     },
     /// Boot a fresh node without Kubernetes and leave it up for `shell`.
     Up,
@@ -199,7 +201,7 @@ fn run(arguments: Arguments) -> Result<()> {
         Command::Api { filter } => api::test(&run.join("api"), &filter),
         Command::Chart { filter } => layers::chart(&filter),
         Command::Sanity => suites::sanity(&run.join("sanity")),
-        Command::Bench { rounds } => bench::report(&run.join("bench"), rounds),
+        Command::Bench { rounds, only } => bench::report(&run.join("bench"), rounds, only),
         Command::Up => {
             sandbox::enter()?;
             let programs = programs::Programs::product()?;
