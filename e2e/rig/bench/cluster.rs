@@ -14,6 +14,7 @@ use super::table::Spread;
 use super::table::Table;
 use super::table::number;
 use crate::cluster::Cluster;
+use crate::cluster::Node;
 use crate::cluster::Parts;
 use crate::cluster::has_condition;
 use crate::control_plane::NODES;
@@ -186,11 +187,20 @@ fn spent(cluster: &Cluster) -> Result<Spent> {
     Ok(spent)
 }
 
-/// The metrics of every container of the driver.
+/// The metrics of every container of the driver. The API server, which runs outside of the nodes, does not reach pods.
 fn metrics(cluster: &Cluster) -> Result<String> {
-    let script = "for pod in $(kubectl -n coffer-system get pods -o jsonpath='{range .items[*]}{.metadata.name}{\"\\n\"}{end}'); \
-                  do kubectl get --raw /api/v1/namespaces/coffer-system/pods/$pod:9808/proxy/metrics; done";
-    cluster.shell(script)
+    let of_node = |node: &Node| {
+        let mine = format!("--field-selector spec.nodeName={}", node.name);
+        let addresses = cluster.shell(&format!(
+            "kubectl -n coffer-system get pods {mine} --output jsonpath='{{.items[*].status.podIP}}'"
+        ))?;
+        let script: String = addresses
+            .split_whitespace()
+            .map(|address| format!("busybox wget -q -O - http://{address}:9808/metrics || exit;"))
+            .collect();
+        node.guest.check(&script)
+    };
+    cluster.nodes.iter().map(of_node).collect()
 }
 
 /// How often the API server wrote an EncryptedVolume.
