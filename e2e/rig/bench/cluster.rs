@@ -103,7 +103,7 @@ fn way(cluster: &Cluster) -> Result<Round> {
     let begun = Instant::now();
     cluster.plane.apply(&manifests(NODES[0], 0..1))?;
     wait::until(DEADLINE, "the claim to be bound", || Ok(bound(cluster)?.eq(&1).then_some(())))?;
-    let bound = begun.elapsed().as_secs_f64() - (spent(cluster)?.create - before.create);
+    let bound = begun.elapsed().as_secs_f64();
     wait::until(DEADLINE, "the pod to be Ready", || {
         Ok(cluster.plane.get("pod", NODES[0])?.filter(|pod| has_condition(pod, "Ready")).map(drop))
     })?;
@@ -112,7 +112,7 @@ fn way(cluster: &Cluster) -> Result<Round> {
     let begun = Instant::now();
     delete(cluster, 1)?;
     let gone = begun.elapsed().as_secs_f64();
-    let kbs = after.kbs - before.kbs;
+    let (bound, kbs) = (bound - (after.create - before.create), after.kbs - before.kbs);
     Ok(Round { bound, ready, gone, coffer: after.calls - before.calls - kbs, kbs })
 }
 
