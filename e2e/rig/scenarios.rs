@@ -34,8 +34,17 @@ const SECOND_POOL: &str = "/var/lib/coffer/second";
 struct Scenario {
     name: &'static str,
     run: fn(&mut Scene) -> Result<()>,
-    /// Reasons of the Warnings that belong to it.
+    /// The Warnings that belong to it: each a reason, or `reason: words of the message`.
     warnings: &'static [&'static str],
+}
+
+impl Scenario {
+    fn names(&self, reason: &str, message: &str) -> bool {
+        self.warnings.iter().any(|warning| match warning.split_once(": ") {
+            Some((named, words)) => named == reason && message.contains(words),
+            None => *warning == reason,
+        })
+    }
 }
 
 /// Every scenario; those that take a node away come last.

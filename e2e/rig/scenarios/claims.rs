@@ -25,7 +25,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
 
 /// Fifteen first stages at once keep an emulated node busy for about the two minutes that the kubelet gives each; what
 /// was begun goes on, and the next try finds it done.
-const OUT_OF_TIME: &[&str] = &["FailedMount"];
+const OUT_OF_TIME: &[&str] = &["FailedMount: DeadlineExceeded"];
 
 fn in_use(scene: &mut Scene) -> Result<()> {
     scene.apply(&[claim("data", "64Mi"), pod("user", &["data"])])?;

@@ -22,7 +22,7 @@ use crate::wait;
 const DRIVER_GONE: &[&str] = &["FailedMount", "BackOff", "Unhealthy", "FailedAttachVolume"];
 
 /// A kubelet that was started again looks after its pods' volumes before it has registered their drivers again.
-const UNREGISTERED: &[&str] = &["FailedMount"];
+const UNREGISTERED: &[&str] = &["FailedMount: not found in the list of registered CSI drivers"];
 
 pub(super) const SCENARIOS: &[Scenario] = &[
     Scenario { name: "driver_killed_in_stage", run: in_stage, warnings: DRIVER_GONE },

@@ -55,7 +55,7 @@ pub(super) fn play(cluster: &mut Cluster, scenario: &Scenario) -> Result<()> {
     deleted?;
     scene.check_nothing_left()?;
     let unexpected: Vec<_> =
-        warnings.into_iter().filter(|(reason, _)| !scenario.warnings.contains(&reason.as_str())).collect();
+        warnings.into_iter().filter(|(reason, message)| !scenario.names(reason, message)).collect();
     anyhow::ensure!(unexpected.is_empty(), "Warnings that the scenario does not name: {unexpected:?}");
     Ok(())
 }
