@@ -10,6 +10,7 @@ mod feature;
 pub mod fake;
 pub mod filesystem;
 pub mod header;
+pub mod init;
 pub mod linux;
 pub mod mount;
 
@@ -17,7 +18,7 @@ use std::path::{Path, PathBuf};
 
 use uuid::Uuid;
 
-use crate::volume::{FsType, Profile, Result, SecretBytes, VolumeId};
+use crate::volume::{FsType, Init, Profile, Result, SecretBytes, VolumeId};
 use backing::Attached;
 use header::Frozen;
 
@@ -110,6 +111,9 @@ pub enum Usage {
     },
 }
 
+/// Who is told how many bytes at the beginning of a payload have their tags on the disk.
+pub type Progress<'a> = dyn FnMut(u64) -> Result<()> + 'a;
+
 /// The computer, as far as a volume is concerned.
 pub trait Machine: Send + Sync + 'static {
     /// What the kernel holds under `id`. Without a shape (the pool is away), a live mapper whose device-mapper UUID
@@ -129,11 +133,15 @@ pub trait Machine: Send + Sync + 'static {
     /// Removes whatever stands under the volume's name, complete or not. Absent is fine.
     fn close(&self, id: &VolumeId) -> Result<()>;
 
+    /// Gives sectors of the open volume their tags, as `init` demands. With [`Init::Full`] the first `from_bytes` have
+    /// theirs; `progress` is told from time to time how many have, on the disk, and ends the work with an error.
+    fn initialise(&self, shape: &Shape, init: Init, from_bytes: u64, progress: &mut Progress<'_>) -> Result<()>;
+
     /// Makes a filesystem in the open volume, over whatever is there.
-    fn make_filesystem(&self, id: &VolumeId, fs: FsType) -> Result<()>;
+    fn make_filesystem(&self, shape: &Shape, fs: FsType) -> Result<()>;
 
     /// Checks the filesystem of the open, unmounted volume and repairs what is safe to repair unattended.
-    fn check_filesystem(&self, id: &VolumeId, fs: FsType) -> Result<()>;
+    fn check_filesystem(&self, shape: &Shape, fs: FsType) -> Result<()>;
 
     /// Mounts the open volume at `target`, an existing directory.
     fn mount(&self, id: &VolumeId, fs: FsType, target: &Path, options: &MountOptions) -> Result<()>;

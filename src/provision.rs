@@ -32,6 +32,7 @@ use time::format_description::well_known::Rfc3339;
 
 use crate::device::Shape;
 use crate::device::backing;
+use crate::device::backing::Allocation;
 use crate::record::POOL_FILE;
 use crate::record::PoolFile;
 use crate::record::Record;
@@ -176,7 +177,9 @@ impl LocalPool {
 
     fn lay_out(&self, directory: &Path, record: &Record) -> Result<()> {
         std::fs::create_dir(directory).map_err(|error| internal("cannot create the volume's directory", error))?;
-        backing::create(&directory.join(BACKING_FILE), record.profile.backing_bytes(record.payload_bytes))?;
+        let allocation = if record.profile.has_tags() { Allocation::Reserved } else { Allocation::Sparse };
+        let backing_bytes = record.profile.backing_bytes(record.payload_bytes);
+        backing::create(&directory.join(BACKING_FILE), backing_bytes, allocation)?;
         record.write(directory)
     }
 

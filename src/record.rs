@@ -21,6 +21,7 @@ use uuid::Uuid;
 use crate::volume::Claim;
 use crate::volume::Content;
 use crate::volume::Error;
+use crate::volume::Init;
 use crate::volume::KeyUri;
 use crate::volume::PoolName;
 use crate::volume::Profile;
@@ -33,8 +34,8 @@ use crate::volume::VolumeSpec;
 /// File name of a record in its volume's directory.
 pub const RECORD_FILE: &str = "volume.json";
 
-/// The schema that this version writes, and the newest that it reads.
-const SCHEMA: u32 = 1;
+/// The schema that this version writes, and the newest that it reads. Schema 2 knows profiles with tags.
+const SCHEMA: u32 = 2;
 
 /// What the MAC is computed over begins with this line, so that it can never be taken for another MAC.
 const MAC_CONTEXT: &[u8] = b"coffer/record/1\n";
@@ -98,6 +99,12 @@ pub struct Record {
     pub content: Content,
     /// Cryptographic parameters.
     pub profile: Profile,
+    /// Which sectors get their tags before the volume is used.
+    #[serde(default, skip_serializing_if = "Init::is_default")]
+    pub init: Init,
+    /// While all sectors get their tags: how many bytes at the beginning of the payload have theirs on the disk.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub initialised_bytes: Option<u64>,
     /// Where the secret is.
     pub key_uri: KeyUri,
     /// The claim that the volume was made for, if known.
@@ -131,6 +138,8 @@ impl Record {
             sizes: vec![Size { payload_bytes: spec.payload_bytes, since: now.clone() }],
             content: spec.content,
             profile: spec.profile,
+            init: spec.init,
+            initialised_bytes: None,
             key_uri: spec.key_uri.clone(),
             claim: spec.claim.clone(),
             luks_uuid: Uuid::new_v4(),
@@ -151,6 +160,7 @@ impl Record {
             payload_bytes: self.payload_bytes,
             content: self.content,
             profile: self.profile,
+            init: self.init,
             key_uri: self.key_uri.clone(),
             claim: self.claim.clone(),
         }
@@ -160,20 +170,35 @@ impl Record {
     #[must_use]
     pub fn formatting(mut self) -> Self {
         self.state = State::Formatting;
+        self.initialised_bytes = None;
+        (self.header_digest, self.key_check, self.mac) = (None, None, None);
         self
+    }
+
+    /// The record of a first stage that has tagged `bytes` of the payload under the header with this digest. It is
+    /// authenticated like that of a complete volume, so that a later stage may go on from there.
+    #[must_use]
+    pub fn initialised(mut self, bytes: u64, header_digest: [u8; 32], key_check: [u8; 32], key: &SecretBytes) -> Self {
+        self.initialised_bytes = Some(bytes);
+        self.authenticated(header_digest, key_check, key)
     }
 
     /// The record of a complete volume, authenticated with `key`.
     #[must_use]
     pub fn ready(mut self, header_digest: [u8; 32], key_check: [u8; 32], key: &SecretBytes) -> Self {
         self.state = State::Ready;
+        self.initialised_bytes = None;
+        self.authenticated(header_digest, key_check, key)
+    }
+
+    fn authenticated(mut self, header_digest: [u8; 32], key_check: [u8; 32], key: &SecretBytes) -> Self {
         self.header_digest = Some(Digest32(header_digest));
         self.key_check = Some(Digest32(key_check));
         self.mac = Some(Digest32(self.keyed_mac(key).finalize().into_bytes().into()));
         self
     }
 
-    /// Whether this is what was written when the volume became Ready, under the secret behind `key` and `key_check`.
+    /// Whether this is what the driver wrote, since the volume is Ready or while its sectors got their tags, under the secret behind `key` and `key_check`.
     pub fn authenticate(&self, key_check: &[u8; 32], key: &SecretBytes) -> Result<()> {
         if self.key_check.map(|check| check.0) != Some(*key_check) {
             return Err(Error::new(
@@ -273,6 +298,7 @@ mod tests {
             payload_bytes: 1 << 30,
             content: Content::Filesystem(FsType::Ext4),
             profile: Profile::Xts1,
+            init: Init::Seeded,
             key_uri: KeyUri::parse("keyUri", "kbs:///a/b/c").expect("valid"),
             claim: None,
         };
@@ -338,7 +364,7 @@ mod tests {
         let reason = |text: &str| Record::parse(text.as_bytes(), &record.id).expect_err("refused").reason();
         assert_eq!(reason(&text[..text.len() / 2]), Reason::RecordDamaged);
         assert_eq!(reason(""), Reason::RecordDamaged);
-        assert_eq!(reason(&text.replace("\"schema\":1", "\"schema\":2")), Reason::RecordTooNew);
+        assert_eq!(reason(&text.replace("\"schema\":2", "\"schema\":3")), Reason::RecordTooNew);
         assert_eq!(reason(&text.replace("\"name\"", "\"nom\"")), Reason::RecordDamaged);
         let other = VolumeId::for_name("other");
         assert_eq!(Record::parse(text.as_bytes(), &other).expect_err("refused").reason(), Reason::RecordDamaged);

@@ -8,6 +8,7 @@ mod key_uri;
 mod message;
 mod place;
 mod pool_name;
+mod profile;
 mod secret;
 
 pub use error::{Error, Reason, Result};
@@ -16,6 +17,7 @@ pub use key_uri::{Claim, KeyUri, KeyUriTemplate};
 pub use message::{MESSAGE_BYTES, shortened};
 pub use place::{Place, Whereabouts};
 pub use pool_name::PoolName;
+pub use profile::{DATA_OFFSET_BYTES, Init, Profile, SECTOR_BYTES};
 pub use secret::SecretBytes;
 
 use std::fmt;
@@ -88,41 +90,6 @@ impl From<VolumeId> for String {
     }
 }
 
-/// Named, versioned cryptographic parameters. The driver knows the exact header that each one may have.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Profile {
-    /// LUKS2, aes-xts-plain64 with a 512-bit key and 4096-byte sectors; confidentiality only.
-    #[serde(rename = "xts-1")]
-    Xts1,
-}
-
-impl Profile {
-    /// Every profile, for messages that name the accepted ones.
-    pub const ALL: [Self; 1] = [Self::Xts1];
-
-    /// The name in a StorageClass, in the record and in the seal.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Xts1 => "xts-1",
-        }
-    }
-
-    /// Bytes of the backing that a payload of `payload_bytes` needs.
-    #[must_use]
-    pub fn backing_bytes(self, payload_bytes: u64) -> u64 {
-        match self {
-            Self::Xts1 => DATA_OFFSET_BYTES + payload_bytes,
-        }
-    }
-}
-
-/// Where the payload begins on the backing: 32 KiB of headers, 1 MiB of keyslots, the rest zero.
-pub const DATA_OFFSET_BYTES: u64 = 2 << 20;
-
-/// Sector size of every profile. Payloads are multiples of it.
-pub const SECTOR_BYTES: u64 = 4096;
-
 /// The filesystems that can be made in a volume.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -189,6 +156,8 @@ pub struct VolumeSpec {
     pub content: Content,
     /// Cryptographic parameters.
     pub profile: Profile,
+    /// Which sectors get their tags before the volume is used.
+    pub init: Init,
     /// Where the secret is, with every variable expanded.
     pub key_uri: KeyUri,
     /// The claim behind the volume, if the provisioner told us.
@@ -213,9 +182,9 @@ impl VolumeSpec {
     #[must_use]
     pub fn conflict(&self, asked: &Self) -> Error {
         let shown = |spec: &Self| {
-            let profile = spec.profile.as_str();
+            let (profile, init) = (spec.profile.as_str(), spec.init.as_str());
             let (bytes, content, key_uri, pool) = (spec.payload_bytes, spec.content, &spec.key_uri, &spec.pool);
-            format!("{bytes} bytes, {content}, {profile}, {key_uri}, pool {pool}")
+            format!("{bytes} bytes, {content}, {profile}, init {init}, {key_uri}, pool {pool}")
         };
         let message =
             format!("volume {} exists with {}; this request asks for {}", self.name, shown(self), shown(asked));

@@ -25,6 +25,7 @@ use coffer::reconcile::Reconciler;
 use coffer::volume::Claim;
 use coffer::volume::Content;
 use coffer::volume::FsType;
+use coffer::volume::Init;
 use coffer::volume::KeyUri;
 use coffer::volume::Place;
 use coffer::volume::PoolName;
@@ -275,6 +276,7 @@ pub(crate) fn spec(name: &str) -> VolumeSpec {
         payload_bytes: 16 << 20,
         content: EXT4,
         profile: Profile::Xts1,
+        init: Init::Seeded,
         key_uri: KeyUri::parse("keyUri", "kbs:///keys/default/one").expect("valid"),
         claim: Some(Claim { namespace: "shop".into(), name: name.into() }),
     }

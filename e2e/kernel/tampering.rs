@@ -58,7 +58,7 @@ fn a_truncated_record_is_refused() {
 
 #[test]
 fn a_record_of_a_newer_schema_is_refused() {
-    spoiled("RecordTooNew", |_, volume| edit_record(volume, |record| record["schema"] = 2.into()));
+    spoiled("RecordTooNew", |_, volume| edit_record(volume, |record| record["schema"] = 3.into()));
 }
 
 #[test]

@@ -16,6 +16,7 @@ use super::Quantity;
 use crate::volume::Claim;
 use crate::volume::Content;
 use crate::volume::Error;
+use crate::volume::Init;
 use crate::volume::KeyUri;
 use crate::volume::Place;
 use crate::volume::PoolName;
@@ -61,6 +62,7 @@ use crate::volume::VolumeSpec;
 #[x_kube(validation = Rule::new(
     "self.nodeName == oldSelf.nodeName && self.pool == oldSelf.pool && self.name == oldSelf.name && \
      self.size == oldSelf.size && self.content == oldSelf.content && self.profile == oldSelf.profile && \
+     has(self.init) == has(oldSelf.init) && (!has(self.init) || self.init == oldSelf.init) && \
      has(self.claim) == has(oldSelf.claim) && (!has(self.claim) || self.claim == oldSelf.claim)"
 ).message("spec is immutable, except spec.keyUri"))]
 #[serde(rename_all = "camelCase")]
@@ -82,6 +84,10 @@ pub struct EncryptedVolumeSpec {
     /// Cryptographic parameters.
     #[schemars(with = "String", extend("enum" = Profile::ALL.map(Profile::as_str)))]
     pub profile: Profile,
+    /// Which sectors get their tags before the volume is used, for a profile that has tags; seeded if it does not say.
+    #[serde(default, skip_serializing_if = "Init::is_default")]
+    #[schemars(with = "String", extend("enum" = Init::ALL.map(Init::as_str)))]
+    pub init: Init,
     /// Where the secret is at the KBS.
     #[schemars(
         with = "String",
@@ -157,6 +163,7 @@ impl EncryptedVolume {
                 size: Quantity(spec.payload_bytes),
                 content: spec.content,
                 profile: spec.profile,
+                init: spec.init,
                 key_uri: spec.key_uri.clone(),
                 claim,
             },
@@ -180,6 +187,7 @@ impl EncryptedVolume {
             payload_bytes: self.spec.size.0,
             content: self.spec.content,
             profile: self.spec.profile,
+            init: self.spec.init,
             key_uri: self.spec.key_uri.clone(),
             claim: self.spec.claim.as_ref().and_then(claim),
         };
@@ -241,6 +249,7 @@ mod tests {
             payload_bytes: 128 << 20,
             content: Content::Filesystem(FsType::Ext4),
             profile: Profile::Xts1,
+            init: Init::Seeded,
             key_uri: KeyUri::parse("keyUri", "kbs:///a/b/c").expect("valid"),
             claim: Some(Claim { namespace: "shop".into(), name: "orders".into() }),
         }

@@ -38,9 +38,18 @@ pub struct Attached {
 /// With less room than this a pool counts as full: filesystems keep a few blocks for themselves.
 const FULL_BYTES: u64 = 4 << 20;
 
-/// Makes the sparse image at `path`, which must not exist, and makes its length durable. The directory entry is made
-/// durable by whoever owns the directory.
-pub fn create(path: &Path, backing_bytes: u64) -> Result<()> {
+/// How the bytes of a new image are promised.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Allocation {
+    /// When they are written.
+    Sparse,
+    /// At once: a full pool under it would be an error of the device for good.
+    Reserved,
+}
+
+/// Makes the image at `path`, which must not exist, and makes its length durable. The directory entry is made durable by
+/// whoever owns the directory.
+pub fn create(path: &Path, backing_bytes: u64, allocation: Allocation) -> Result<()> {
     let failed = |cause: io::Error| {
         let reason = match Errno::from_io_error(&cause) {
             Some(Errno::NOSPC | Errno::DQUOT) => Reason::NoSpace,
@@ -51,6 +60,10 @@ pub fn create(path: &Path, backing_bytes: u64) -> Result<()> {
         Error::new(reason, format!("the image {} could not be made: {cause}", path.display())).caused_by(cause)
     };
     let image = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map_err(failed)?;
+    if allocation == Allocation::Reserved {
+        // What is reserved and not written reads as a hole: the image still holds no data.
+        rustix::fs::fallocate(&image, FallocateFlags::empty(), 0, backing_bytes).map_err(|errno| failed(errno.into()))?;
+    }
     image.set_len(backing_bytes).and_then(|()| image.sync_all()).map_err(failed)
 }
 
@@ -197,7 +210,7 @@ mod tests {
     fn image(bytes: u64) -> (tempfile::TempDir, PathBuf) {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join("backing");
-        create(&path, bytes).expect("made");
+        create(&path, bytes, Allocation::Sparse).expect("made");
         (directory, path)
     }
 
@@ -207,7 +220,16 @@ mod tests {
         let found = std::fs::metadata(&path).expect("there");
         assert_eq!((found.len(), found.blocks(), found.mode() & 0o777), (64 << 20, 0, 0o600));
         assert!(!holds_data(&path).expect("readable"));
-        assert!(create(&path, 1).is_err());
+        assert!(create(&path, 1, Allocation::Sparse).is_err());
+    }
+
+    #[test]
+    fn reserved_space_is_taken_and_holds_no_data() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("backing");
+        create(&path, 8 << 20, Allocation::Reserved).expect("made");
+        assert!(std::fs::metadata(&path).expect("there").blocks() * 512 >= 8 << 20);
+        assert!(!holds_data(&path).expect("readable"));
     }
 
     #[test]

@@ -5,6 +5,9 @@
 //! of one thread and is in no table, no file and no message. Refused: a header that our own parser does not accept,
 //! also when libcryptsetup itself wrote it.
 
+mod line;
+mod mapped;
+mod superblock;
 mod table;
 
 use std::ffi::{CStr, c_char, c_int, c_void};
@@ -23,15 +26,19 @@ use linux_keyutils::KeyError;
 use linux_keyutils::KeyRing;
 use linux_keyutils::KeyRingIdentifier;
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+use serde_json::Value;
+use serde_json::json;
 
 use super::Mapper;
 use super::Shape;
 use super::backing::Attached;
 use super::header::Frozen;
 use super::header::Image;
+use super::header::json;
 use super::header::seal as token;
 use crate::volume::DATA_OFFSET_BYTES;
 use crate::volume::Error;
+use crate::volume::Profile;
 use crate::volume::Reason;
 use crate::volume::Result;
 use crate::volume::SECTOR_BYTES;
@@ -41,7 +48,7 @@ use crate::volume::VolumeId;
 /// libcryptsetup and device-mapper count in sectors of this size whatever the device has.
 const SECTOR_512: u64 = 512;
 /// Two AES-256 keys: XTS with 512 bits.
-const VOLUME_KEY_BYTES: usize = 64;
+const XTS_KEY_BYTES: usize = 64;
 /// The fewest that libcryptsetup accepts. The passphrase is a derived key of 256 bits and gains nothing from more.
 const PBKDF2_ITERATIONS: u32 = 1000;
 /// Size of the keyslots area.
@@ -84,17 +91,67 @@ pub fn format(shape: &Shape, passphrase: &SecretBytes) -> Result<Image> {
             EncryptionFormat::Luks2,
             ("aes", "xts-plain64"),
             Some(shape.luks_uuid),
-            Either::Right(VOLUME_KEY_BYTES),
+            Either::Right(XTS_KEY_BYTES),
             Some(&mut parameters),
         )?;
-        device.keyslot_handle().add_by_key(Some(FIRST), None, passphrase.expose(), CryptVolumeKey::empty())?;
+        // Asked for a volume with tags, libcryptsetup would make the tags too, which needs the backing: so it makes only
+        // the keyslot with the larger key, which it calls unbound.
+        let (key, flags) = if shape.profile.has_tags() {
+            (Some(Either::Right(shape.profile.volume_key_bytes())), CryptVolumeKey::NO_SEGMENT)
+        } else {
+            (None, CryptVolumeKey::empty())
+        };
+        device.keyslot_handle().add_by_key(Some(FIRST), key, passphrase.expose(), flags)?;
         Ok(())
     };
     steps().map_err(|error| failed("make a LUKS2 header", error))?;
     drop(device);
-    let image = scratch.image()?;
-    image.frozen()?;
+    let mut image = scratch.image()?;
+    if shape.profile.has_tags() {
+        image.edit(|document| bind_first_keyslot(document, shape.profile))?;
+    }
+    image.frozen(shape)?;
     Ok(image)
+}
+
+/// Lets the one keyslot, which is bound to nothing yet, unlock the segment of `profile` instead of the key that the header
+/// was formatted with, which nobody keeps.
+fn bind_first_keyslot(document: &mut Value, profile: Profile) {
+    let mut digest = document["digests"]["1"].take();
+    digest["segments"] = json!(["0"]);
+    document["digests"] = json!({ "0": digest });
+    document["segments"] = json::segments(profile);
+}
+
+/// Makes the backing of a new volume ready for its tags: the kernel makes those of a blank superblock anew. Nothing is to
+/// be done for a profile without tags.
+///
+/// # Errors
+/// `DeviceUnreadable` if the device refuses to be written.
+pub fn clear_tags(shape: &Shape, attached: &Attached) -> Result<()> {
+    if !shape.profile.has_tags() {
+        return Ok(());
+    }
+    superblock::clear(&attached.device).map_err(|cause| {
+        Error::new(Reason::DeviceUnreadable, format!("{} refuses to be written", attached.path.display()))
+            .caused_by(cause)
+    })
+}
+
+/// Whether the superblock of the tags on the backing is the one that the volume must have, as far as its profile has
+/// tags. That of a volume that `is_new` may be blank.
+///
+/// # Errors
+/// `HeaderMissing` if it is blank, `HeaderTampered` if it is another one, `DeviceUnreadable` if it cannot be read.
+pub fn check_tags(shape: &Shape, attached: &Attached, is_new: bool) -> Result<()> {
+    if shape.profile.has_tags() { superblock::check(shape, attached, is_new) } else { Ok(()) }
+}
+
+/// The superblock that the kernel makes on a blank backing of `shape`.
+#[cfg(any(test, feature = "dev"))]
+#[must_use]
+pub fn superblock_of(shape: &Shape) -> Vec<u8> {
+    superblock::of(shape)
 }
 
 /// Adds the seal to a header of our own making; returns it with the digest of what the seal authenticates.
@@ -122,10 +179,10 @@ pub fn seal(image: Image, shape: &Shape, seal: &SecretBytes) -> Result<(Image, [
 /// do: every file that the kernel opened for this thread, such as a mount's device, keeps its keyring alive.
 ///
 /// # Errors
-/// `WrongKey` if the keyslot does not open; `ForeignDevice` if the name is taken or the kernel shows another table;
-/// `Internal` if the kernel refuses key or table.
+/// `WrongKey` if the keyslot does not open; `HeaderMissing`, `HeaderTampered` or `DeviceUnreadable` as [`check_tags`];
+/// `ForeignDevice` if a name is taken or the kernel shows another table; `Internal` if the kernel refuses key or table.
 pub fn open(shape: &Shape, attached: &Attached, header: &Frozen, passphrase: &SecretBytes) -> Result<()> {
-    let opened = unlock(shape, header, passphrase).and_then(|()| table::load(shape, attached));
+    let opened = unlock(shape, header, passphrase).and_then(|()| table::load(shape, attached, header.is_new));
     empty_keyring();
     opened
 }

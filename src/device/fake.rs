@@ -30,14 +30,17 @@ use super::Mapper;
 use super::Mount;
 use super::MountKind;
 use super::MountOptions;
+use super::Progress;
 use super::Shape;
 use super::Usage;
 use super::backing::Attached;
+use super::crypt;
 use super::header::Frozen;
 use super::mount;
 use crate::volume::DATA_OFFSET_BYTES;
 use crate::volume::Error;
 use crate::volume::FsType;
+use crate::volume::Init;
 use crate::volume::Reason;
 use crate::volume::Result;
 use crate::volume::SecretBytes;
@@ -45,6 +48,9 @@ use crate::volume::VolumeId;
 
 /// Where the one keyslot of our geometry lies: its bytes stand for the volume key that they wrap.
 const KEYSLOT_BYTES: std::ops::Range<u64> = 32_768..290_816;
+
+/// Where the filesystem's mark lies: behind the header and, where there is one, the superblock of the tags.
+const FILESYSTEM_BYTES: u64 = DATA_OFFSET_BYTES + 4096;
 
 /// The verbs of [`Machine`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -55,6 +61,7 @@ pub enum Verb {
     Detach,
     Open,
     Close,
+    Initialise,
     MakeFilesystem,
     CheckFilesystem,
     Mount,
@@ -83,6 +90,8 @@ struct State {
     mounts: Vec<(VolumeId, Mount)>,
     /// Loop devices that nothing stands on.
     stray_loops: BTreeMap<PathBuf, u64>,
+    /// How, and from where on, new volumes got their tags.
+    initialised: Vec<(Init, u64)>,
     faults: Vec<(Verb, When, Reason)>,
     calls: BTreeMap<Verb, usize>,
 }
@@ -105,6 +114,12 @@ impl FakeMachine {
     #[must_use]
     pub fn calls(&self, verb: Verb) -> usize {
         self.state().calls.get(&verb).copied().unwrap_or_default()
+    }
+
+    /// How, and from which byte on, new volumes got their tags.
+    #[must_use]
+    pub fn initialised(&self) -> Vec<(Init, u64)> {
+        self.state().initialised.clone()
     }
 
     /// Loses everything that a kernel forgets when the power goes.
@@ -231,6 +246,11 @@ impl Machine for FakeMachine {
                 return Err(Error::new(Reason::Internal, "a device of this name exists"));
             }
             unlock(header, passphrase)?;
+            crypt::check_tags(shape, attached, header.is_new)?;
+            if shape.profile.has_tags() {
+                let superblock = crypt::superblock_of(shape);
+                attached.device.write_all_at(&superblock, DATA_OFFSET_BYTES).map_err(internal)?;
+            }
             let inode = attached.device.metadata().map_err(internal)?.ino();
             let mapper = FakeMapper { shape: shape.clone(), state: Mapper::Live, inode, marker: volume_key(header)? };
             state.mappers.insert(shape.id.clone(), mapper);
@@ -248,20 +268,33 @@ impl Machine for FakeMachine {
         })
     }
 
-    fn make_filesystem(&self, id: &VolumeId, fs: FsType) -> Result<()> {
-        self.call(Verb::MakeFilesystem, |state| {
-            let mapper = state.live(id)?;
-            let image = OpenOptions::new().write(true).open(&mapper.shape.backing).map_err(internal)?;
-            image.write_all_at(&mapper.filesystem(fs), DATA_OFFSET_BYTES).map_err(internal)
+    fn initialise(&self, shape: &Shape, init: Init, from_bytes: u64, progress: &mut Progress<'_>) -> Result<()> {
+        self.call(Verb::Initialise, |state| {
+            state.live(&shape.id)?;
+            state.initialised.push((init, from_bytes));
+            if init == Init::Full {
+                for done_bytes in [shape.payload_bytes / 2, shape.payload_bytes] {
+                    progress(done_bytes)?;
+                }
+            }
+            Ok(())
         })
     }
 
-    fn check_filesystem(&self, id: &VolumeId, fs: FsType) -> Result<()> {
+    fn make_filesystem(&self, shape: &Shape, fs: FsType) -> Result<()> {
+        self.call(Verb::MakeFilesystem, |state| {
+            let mapper = state.live(&shape.id)?;
+            let image = OpenOptions::new().write(true).open(&mapper.shape.backing).map_err(internal)?;
+            image.write_all_at(&mapper.filesystem(fs), FILESYSTEM_BYTES).map_err(internal)
+        })
+    }
+
+    fn check_filesystem(&self, shape: &Shape, fs: FsType) -> Result<()> {
         self.call(Verb::CheckFilesystem, |state| {
-            if state.mounts_of(id).any(|mount| mount.kind == MountKind::Filesystem) {
+            if state.mounts_of(&shape.id).any(|mount| mount.kind == MountKind::Filesystem) {
                 return Err(Error::new(Reason::Internal, "a mounted filesystem was to be checked"));
             }
-            expect_filesystem(state.live(id)?, fs)
+            expect_filesystem(state.live(&shape.id)?, fs)
         })
     }
 
@@ -344,7 +377,7 @@ fn expect_filesystem(mapper: &FakeMapper, fs: FsType) -> Result<()> {
     let expected = mapper.filesystem(fs);
     let mut found = vec![0; expected.len()];
     let image = File::open(&mapper.shape.backing).map_err(internal)?;
-    image.read_exact_at(&mut found, DATA_OFFSET_BYTES).map_err(internal)?;
+    image.read_exact_at(&mut found, FILESYSTEM_BYTES).map_err(internal)?;
     if found == expected {
         return Ok(());
     }

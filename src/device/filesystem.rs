@@ -12,6 +12,7 @@ use std::process::Stdio;
 
 use crate::volume::Error;
 use crate::volume::FsType;
+use crate::volume::Profile;
 use crate::volume::Reason;
 use crate::volume::Result;
 
@@ -25,12 +26,18 @@ const E2FSCK_LEFT: i32 = 4;
 /// Makes a filesystem on `node`, over whatever is there.
 ///
 /// ext4 leaves inode tables and journal to be written later: under a fresh volume key the old bytes of the image decrypt
-/// to noise, in which no journal block passes for a real one. Neither program discards: the image is sparse already.
-pub fn make(node: &Path, fs: FsType) -> Result<()> {
+/// to noise, in which no journal block passes for a real one. Where sectors have tags it leaves nothing: a recovery after
+/// a power cut would find journal blocks that cannot be read. Neither program discards: the image is sparse already, or
+/// its tags would be lost.
+pub fn make(node: &Path, fs: FsType, profile: Profile) -> Result<()> {
     let (program, arguments): (_, &[&str]) = match fs {
         FsType::Ext4 => {
-            let lazy = "nodiscard,lazy_itable_init=1,lazy_journal_init=1";
-            ("mkfs.ext4", &["-q", "-F", "-t", "ext4", "-b", "4096", "-m", "0", "-E", lazy])
+            let later = if profile.has_tags() {
+                "nodiscard,lazy_itable_init=0,lazy_journal_init=0"
+            } else {
+                "nodiscard,lazy_itable_init=1,lazy_journal_init=1"
+            };
+            ("mkfs.ext4", &["-q", "-F", "-t", "ext4", "-b", "4096", "-m", "0", "-E", later])
         }
         // -f: the noise of a fresh key may look like anything.
         FsType::Xfs => ("mkfs.xfs", &["-q", "-f", "-K"]),
@@ -118,7 +125,7 @@ mod tests {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join("volume");
         File::create(&path).and_then(|file| file.set_len(320 << 20)).expect("a sparse file");
-        make(&path, fs).expect("mkfs");
+        make(&path, fs, Profile::Xts1).expect("mkfs");
         (directory, path)
     }
 
@@ -132,7 +139,7 @@ mod tests {
         for fs in [FsType::Ext4, FsType::Xfs] {
             let (_directory, path) = made(fs);
             check(&path, fs).expect("fine");
-            make(&path, fs).expect("again");
+            make(&path, fs, Profile::Aead1).expect("again");
             check(&path, fs).expect("still fine");
         }
     }

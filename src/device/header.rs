@@ -5,7 +5,7 @@
 //! in both places: what was checked is what is opened. Refused: whatever is not exactly what this driver writes.
 
 mod binary;
-mod json;
+pub(super) mod json;
 pub(super) mod seal;
 #[cfg(test)]
 mod tests;
@@ -50,7 +50,11 @@ pub struct Image {
 /// A sealed in-memory file that holds one header in both places, and the key areas that it uses. Nothing can change it
 /// any more.
 #[derive(Debug)]
-pub struct Frozen(OwnedFd);
+pub struct Frozen {
+    file: OwnedFd,
+    /// Whether the volume behind this header was never complete: then what else belongs to it may still be to be made.
+    pub(super) is_new: bool,
+}
 
 /// A header that passed every check.
 #[derive(Debug)]
@@ -109,12 +113,6 @@ impl Image {
         Ok(())
     }
 
-    /// Whether a copy has a LUKS2 magic and this UUID: the header was at least begun for this volume.
-    #[must_use]
-    pub fn uuid_matches(&self, uuid: &Uuid) -> bool {
-        Place::ALL.into_iter().map(|place| self.copy(place)).any(|copy| copy.has_magic() && copy.names(uuid))
-    }
-
     /// Whether an interrupted format may start again: each binary header is all zero, or has magic and this UUID.
     #[must_use]
     pub fn may_be_overwritten(&self, uuid: &Uuid) -> bool {
@@ -137,7 +135,7 @@ impl Image {
                     .flatten()
                     .max_by_key(|(candidate, _)| candidate.seqid)
                     .expect("the other arm took the case without one");
-                Ok(Verified { frozen: self.freeze(&winner)?, digest: Sha256::digest(&text).into() })
+                Ok(Verified { frozen: self.freeze(&winner, false)?, digest: Sha256::digest(&text).into() })
             }
         }
     }
@@ -146,24 +144,60 @@ impl Image {
     /// somebody who can also write the record.
     #[must_use]
     pub fn has_digest(&self, shape: &Shape, digest: &[u8; 32]) -> bool {
-        let candidates = Place::ALL.into_iter().filter_map(|place| self.candidate(place, &shape.luks_uuid).ok());
-        candidates.into_iter().any(|candidate| Sha256::digest(self.text(shape, &candidate)) == *digest)
+        self.with_digest(shape, digest).is_some()
     }
 
-    /// A frozen copy of a header that was just formatted and has no seal yet.
+    /// The header whose digest an authenticated record holds, although it has no seal yet, and nothing else of the image;
+    /// `None` if no copy of it is there.
+    ///
+    /// # Errors
+    /// `Internal` if there is no memory file to hold it.
+    pub fn unsealed(&self, shape: &Shape, digest: &[u8; 32]) -> Result<Option<Self>> {
+        let Some(candidate) = self.with_digest(shape, digest) else { return Ok(None) };
+        let file = File::from(self.freeze(&candidate, true)?.file);
+        Self::from_file(&file).map(Some).map_err(|cause| {
+            Error::new(Reason::Internal, "the memory file of the header cannot be read").caused_by(cause)
+        })
+    }
+
+    /// A frozen copy of a header of our own making that has no seal yet.
     ///
     /// # Errors
     /// `Internal` if the image is not a header of the profile. Never call it with bytes that were read from a device.
-    pub fn frozen(&self) -> Result<Frozen> {
-        let uuid = self.copy(Place::Primary).uuid().unwrap_or_default();
-        let candidate = self.newest(&uuid)?;
-        self.freeze(&candidate)
+    pub fn frozen(&self, shape: &Shape) -> Result<Frozen> {
+        self.freeze(&self.newest(shape)?, true)
+    }
+
+    /// SHA-256 of the text that the seal of a header of our own making authenticates, or will.
+    ///
+    /// # Errors
+    /// As [`Self::frozen`].
+    pub fn digest(&self, shape: &Shape) -> Result<[u8; 32]> {
+        Ok(Sha256::digest(self.text_to_seal(shape)?).into())
     }
 
     /// The text that the seal of a header of our own making has to authenticate.
     pub(super) fn text_to_seal(&self, shape: &Shape) -> Result<Vec<u8>> {
-        let candidate = self.newest(&shape.luks_uuid)?;
-        Ok(self.text(shape, &candidate))
+        Ok(self.text(shape, &self.newest(shape)?))
+    }
+
+    /// Lets `change` edit the metadata of a header of our own making, in both copies.
+    pub(super) fn edit(&mut self, change: impl FnOnce(&mut Value)) -> Result<()> {
+        let refused = |why: String| Error::new(Reason::Internal, format!("libcryptsetup wrote a LUKS2 header: {why}"));
+        let mut document = self.copy(Place::Primary).json().and_then(json::parse).map_err(refused)?;
+        change(&mut document);
+        let primary = self.copy(Place::Primary).with_json(document.to_string().as_bytes()).map_err(refused)?;
+        for place in Place::ALL {
+            let copy = HeaderCopy::new(Place::Primary, &primary).moved_to(place);
+            let start = self.start;
+            self.buffer[start + place.range().start..start + place.range().end].copy_from_slice(&copy[..]);
+        }
+        Ok(())
+    }
+
+    fn with_digest(&self, shape: &Shape, digest: &[u8; 32]) -> Option<Candidate> {
+        let mut candidates = Place::ALL.into_iter().filter_map(|place| self.candidate(place, shape).ok());
+        candidates.find(|candidate| Sha256::digest(self.text(shape, candidate)) == *digest)
     }
 
     /// The first [`IMAGE_BYTES`] of `file`.
@@ -194,21 +228,21 @@ impl Image {
         HeaderCopy::new(place, bytes)
     }
 
-    fn candidate(&self, place: Place, uuid: &Uuid) -> Result<Candidate, Defect> {
+    fn candidate(&self, place: Place, shape: &Shape) -> Result<Candidate, Defect> {
         let copy = self.copy(place);
         if !copy.has_magic() {
             return Err(Defect::Absent);
         }
-        if copy.is_intact() && !copy.names(uuid) {
+        if copy.is_intact() && !copy.names(&shape.luks_uuid) {
             return Err(Defect::OtherVolume);
         }
         let document = copy.json().and_then(json::parse).map_err(Defect::Wrong)?;
-        let keyslots = json::keyslots(&document).map_err(Defect::Wrong)?;
+        let keyslots = json::keyslots(&document, shape.profile).map_err(Defect::Wrong)?;
         Ok(Candidate { place, seqid: copy.seqid(), document, keyslots })
     }
 
     fn sealed_candidate(&self, place: Place, shape: &Shape, key: &SecretBytes) -> Result<(Candidate, Vec<u8>), Defect> {
-        let candidate = self.candidate(place, &shape.luks_uuid)?;
+        let candidate = self.candidate(place, shape)?;
         let text = self.text(shape, &candidate);
         if seal::holds(&candidate.document, key, &text) {
             Ok((candidate, text))
@@ -217,13 +251,14 @@ impl Image {
         }
     }
 
-    fn newest(&self, uuid: &Uuid) -> Result<Candidate> {
-        let candidates = Place::ALL.into_iter().filter_map(|place| self.candidate(place, uuid).ok());
+    fn newest(&self, shape: &Shape) -> Result<Candidate> {
+        let candidates = Place::ALL.into_iter().filter_map(|place| self.candidate(place, shape).ok());
         candidates.max_by_key(|candidate| candidate.seqid).ok_or_else(|| {
-            Error::new(
-                Reason::Internal,
-                "libcryptsetup wrote a LUKS2 header that profile xts-1 does not know; its version is not supported",
-            )
+            let profile = shape.profile.as_str();
+            let text = format!(
+                "libcryptsetup wrote a LUKS2 header that profile {profile} does not know; its version is not supported"
+            );
+            Error::new(Reason::Internal, text)
         })
     }
 
@@ -232,7 +267,7 @@ impl Image {
     }
 
     /// Only what was checked goes in: the rest of the image stays out of libcryptsetup's sight.
-    fn freeze(&self, winner: &Candidate) -> Result<Frozen> {
+    fn freeze(&self, winner: &Candidate, is_new: bool) -> Result<Frozen> {
         let fail = |error: io::Error| Error::new(Reason::Internal, "no memory file for the header").caused_by(error);
         let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
         let file = File::from(memfd_create("coffer-header", flags).map_err(|errno| fail(errno.into()))?);
@@ -249,7 +284,7 @@ impl Image {
             Ok(())
         };
         fill().map_err(fail)?;
-        Ok(Frozen(file.into()))
+        Ok(Frozen { file: file.into(), is_new })
     }
 
     fn refusal(&self, shape: &Shape, defects: [Defect; 2]) -> Error {
@@ -315,7 +350,7 @@ impl fmt::Display for Defect {
 impl Frozen {
     /// The path under which this process can open the file while this value lives.
     pub(super) fn path(&self) -> PathBuf {
-        PathBuf::from(format!("/proc/self/fd/{}", self.0.as_raw_fd()))
+        PathBuf::from(format!("/proc/self/fd/{}", self.file.as_raw_fd()))
     }
 }
 

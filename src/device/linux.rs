@@ -12,6 +12,7 @@ use super::Machine;
 use super::Mapper;
 use super::Mount;
 use super::MountOptions;
+use super::Progress;
 use super::Shape;
 use super::Usage;
 use super::backing;
@@ -19,10 +20,12 @@ use super::backing::Attached;
 use super::crypt;
 use super::feature;
 use super::filesystem;
+use super::init;
 use super::header::Frozen;
 use super::mount;
 use crate::volume::Error;
 use crate::volume::FsType;
+use crate::volume::Init;
 use crate::volume::Reason;
 use crate::volume::Result;
 use crate::volume::SecretBytes;
@@ -58,9 +61,17 @@ impl Machine for LinuxMachine {
         crypt::close(id)
     }
 
-    fn make_filesystem(&self, id: &VolumeId, fs: FsType) -> Result<()> {
-        let node = crypt::device_node(id)?;
-        filesystem::make(&node, fs).map_err(|error| {
+    fn initialise(&self, shape: &Shape, init: Init, from_bytes: u64, progress: &mut Progress<'_>) -> Result<()> {
+        let node = crypt::device_node(&shape.id)?;
+        match init {
+            Init::Seeded => init::seed(&node, shape.payload_bytes),
+            Init::Full => init::fill(&node, shape.payload_bytes, from_bytes, progress),
+        }
+    }
+
+    fn make_filesystem(&self, shape: &Shape, fs: FsType) -> Result<()> {
+        let node = crypt::device_node(&shape.id)?;
+        filesystem::make(&node, fs, shape.profile).map_err(|error| {
             if backing::pool_is_full(&node) {
                 let message = "the pool has no room left for the filesystem; make room, the stage is tried again";
                 return Error::new(Reason::NoSpace, message).caused_by(error);
@@ -69,8 +80,13 @@ impl Machine for LinuxMachine {
         })
     }
 
-    fn check_filesystem(&self, id: &VolumeId, fs: FsType) -> Result<()> {
-        filesystem::check(&crypt::device_node(id)?, fs)
+    fn check_filesystem(&self, shape: &Shape, fs: FsType) -> Result<()> {
+        let node = crypt::device_node(&shape.id)?;
+        if !shape.profile.has_tags() {
+            return filesystem::check(&node, fs);
+        }
+        // A check that reads ahead meets sectors without tags, and each of them looks like an attack in the kernel's log.
+        init::without_read_ahead(&node, || filesystem::check(&node, fs))
     }
 
     fn mount(&self, id: &VolumeId, fs: FsType, target: &Path, options: &MountOptions) -> Result<()> {

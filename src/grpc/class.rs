@@ -9,6 +9,7 @@ use std::collections::HashMap;
 use super::field;
 use crate::volume::Claim;
 use crate::volume::Error;
+use crate::volume::Init;
 use crate::volume::KeyUri;
 use crate::volume::KeyUriTemplate;
 use crate::volume::PoolName;
@@ -18,6 +19,7 @@ use crate::volume::VolumeId;
 
 const KEY_URI: &str = "keyUri";
 const PROFILE: &str = "profile";
+const INIT: &str = "init";
 const POOL: &str = "pool";
 /// The provisioner's own keys.
 const PROVISIONER: &str = "csi.storage.k8s.io/";
@@ -28,6 +30,8 @@ pub(super) struct Class<'a> {
     key_uri: Option<KeyUriTemplate<'a>>,
     /// Cryptographic parameters.
     pub(super) profile: Profile,
+    /// Which sectors get their tags before a volume is used.
+    pub(super) init: Init,
     /// Which of a node's pools.
     pub(super) pool: PoolName,
     /// The claim that the provisioner works for, if it says so.
@@ -38,19 +42,31 @@ impl<'a> Class<'a> {
     /// Checks `parameters`. A class without a key URI passes: capacity does not depend on it.
     pub(super) fn parse(parameters: &'a HashMap<String, String>) -> Result<Self> {
         field::map("parameters", parameters)?;
-        let mut class = Self { key_uri: None, profile: Profile::Xts1, pool: PoolName::default(), claim: None };
+        let mut class = Self {
+            key_uri: None,
+            profile: Profile::Xts1,
+            init: Init::default(),
+            pool: PoolName::default(),
+            claim: None,
+        };
         for (key, value) in parameters {
             match key.as_str() {
                 KEY_URI => class.key_uri = Some(KeyUriTemplate(value)),
-                PROFILE => class.profile = profile(value)?,
+                PROFILE => class.profile = named(PROFILE, value, Profile::ALL, Profile::as_str)?,
+                INIT => class.init = named(INIT, value, Init::ALL, Init::as_str)?,
                 POOL => class.pool = PoolName::parse(&parameter(POOL), value)?,
                 other if other.starts_with(PROVISIONER) => {}
                 other => {
-                    let text =
-                        format!("is not a parameter of this driver; {KEY_URI} (required), {PROFILE} and {POOL} are");
+                    let text = format!(
+                        "is not a parameter of this driver; {KEY_URI} (required), {PROFILE}, {INIT} and {POOL} are"
+                    );
                     return Err(Error::invalid(&parameter(other), text));
                 }
             }
+        }
+        if class.init == Init::Full && !class.profile.has_tags() {
+            let text = format!("full is only for a profile with tags; {} has none", class.profile.as_str());
+            return Err(Error::invalid(&parameter(INIT), text));
         }
         let claim = |name: &str| parameters.get(&format!("{PROVISIONER}pvc/{name}")).cloned();
         if let (Some(namespace), Some(name)) = (claim("namespace"), claim("name")) {
@@ -69,10 +85,10 @@ impl<'a> Class<'a> {
     }
 }
 
-fn profile(text: &str) -> Result<Profile> {
-    Profile::ALL.into_iter().find(|profile| profile.as_str() == text).ok_or_else(|| {
-        let known: Vec<_> = Profile::ALL.iter().map(|profile| profile.as_str()).collect();
-        Error::invalid(&parameter(PROFILE), format!("{text:?} is not known; accepted: {}", known.join(", ")))
+/// The one of `all` that is called `text`.
+fn named<T: Copy, const N: usize>(key: &str, text: &str, all: [T; N], name: fn(T) -> &'static str) -> Result<T> {
+    all.into_iter().find(|one| name(*one) == text).ok_or_else(|| {
+        Error::invalid(&parameter(key), format!("{text:?} is not known; accepted: {}", all.map(name).join(", ")))
     })
 }
 
@@ -109,8 +125,14 @@ mod tests {
         for word in ["keyuri", "keyUri", "profile"] {
             assert!(error.contains(word), "{error}");
         }
-        let error = Class::parse(&parameters(&[("profile", "xts-9")])).expect_err("refused").to_string();
-        assert!(error.contains("xts-1"), "{error}");
+        for (wrong, word) in [
+            ([("profile", "xts-9"), ("pool", "a")], "xts-1, aead-1"),
+            ([("profile", "aead-1"), ("init", "none")], "seeded, full"),
+            ([("profile", "xts-1"), ("init", "full")], "only for a profile with tags"),
+        ] {
+            let error = Class::parse(&parameters(&wrong)).expect_err("refused").to_string();
+            assert!(error.contains(word), "{error}");
+        }
     }
 
     #[test]

@@ -196,7 +196,8 @@ impl Controller {
             None => size.choose(content)?,
         };
         let (pool, profile, claim) = (class.pool, class.profile, class.claim);
-        let spec = VolumeSpec { name: name.into(), pool, payload_bytes, content, profile, key_uri, claim };
+        let init = class.init.of(profile, content);
+        let spec = VolumeSpec { name: name.into(), pool, payload_bytes, content, profile, init, key_uri, claim };
         let whereabouts = topology::whereabouts(request.accessibility_requirements.as_ref());
         self.provisioner.create(spec, whereabouts, until).await
     }
@@ -300,9 +301,11 @@ fn fits(volume: &Volume, request: &csi::ValidateVolumeCapabilitiesRequest) -> Re
     }
     let class = Class::parse(&request.parameters)?;
     let key_uri = class.key_uri(&volume.id, made.claim.as_ref())?;
-    if (&key_uri, class.profile, &class.pool) != (&made.key_uri, made.profile, &made.pool) {
-        let profile = made.profile.as_str();
-        let text = format!("the volume was made with {}, profile {profile}, pool {}", made.key_uri, made.pool);
+    let init = class.init.of(class.profile, made.content);
+    if (&key_uri, class.profile, init, &class.pool) != (&made.key_uri, made.profile, made.init, &made.pool) {
+        let (profile, init) = (made.profile.as_str(), made.init.as_str());
+        let text =
+            format!("the volume was made with {}, profile {profile}, init {init}, pool {}", made.key_uri, made.pool);
         return Err(Error::invalid("parameters", text));
     }
     Ok(())

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use super::Host;
 use crate::device::backing::Attached;
+use crate::device::crypt;
 use crate::device::header::Image;
 use crate::provision::Refusal;
 use crate::record::Record;
@@ -38,10 +39,13 @@ impl Host {
         let shape = self.shape(record);
         let expected_bytes = shape.profile.backing_bytes(shape.payload_bytes);
         match read_header(&shape.backing) {
-            Ok((length, _)) if length < expected_bytes => {
+            Ok((length, ..)) if length < expected_bytes => {
                 Some((Reason::DeviceTruncated, format!("the backing has {length} bytes of {expected_bytes}")))
             }
-            Ok((_, image)) if image.has_digest(&shape, &digest.0) => None,
+            Ok((_, backing, image)) if image.has_digest(&shape, &digest.0) => {
+                let error = crypt::check_tags(&shape, &backing, false).err()?;
+                Some((error.reason(), error.message().to_owned()))
+            }
             Ok(_) => {
                 let text = "no copy of the header on the backing is the one that was sealed";
                 Some((Reason::HeaderTampered, text.to_owned()))
@@ -51,9 +55,11 @@ impl Host {
     }
 }
 
-fn read_header(backing: &Path) -> Result<(u64, Image)> {
+fn read_header(backing: &Path) -> Result<(u64, Attached, Image)> {
     let missing = |error| Error::new(Reason::DeviceMissing, "the backing is gone").caused_by(error);
     let device = File::open(backing).map_err(missing)?;
     let length = device.metadata().map_err(missing)?.len();
-    Ok((length, Image::read(&Attached { device, path: backing.to_owned() })?))
+    let backing = Attached { device, path: backing.to_owned() };
+    let image = Image::read(&backing)?;
+    Ok((length, backing, image))
 }

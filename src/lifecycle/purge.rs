@@ -32,6 +32,7 @@ mod tests {
     use crate::device::fake::FakeMachine;
     use crate::provision::LocalPool;
     use crate::volume::Content;
+    use crate::volume::Init;
     use crate::volume::KeyUri;
     use crate::volume::PoolName;
     use crate::volume::Profile;
@@ -50,6 +51,7 @@ mod tests {
             payload_bytes: 1 << 20,
             content: Content::Block,
             profile: Profile::Xts1,
+            init: Init::Seeded,
             key_uri: KeyUri::parse("keyUri", "kbs:///a/b/c").expect("valid"),
             claim: None,
         };

@@ -20,6 +20,7 @@ use crate::record::State;
 use crate::volume::DATA_OFFSET_BYTES;
 use crate::volume::FsType;
 use crate::volume::HealthStatus;
+use crate::volume::Init;
 use crate::volume::KeyUri;
 use crate::volume::Profile;
 use crate::volume::SecretBytes;
@@ -68,6 +69,7 @@ impl World {
             payload_bytes: 16 << 20,
             content,
             profile: Profile::Xts1,
+            init: Init::Seeded,
             key_uri: KeyUri::parse("keyUri", "kbs:///a/b/c").expect("valid"),
             claim: None,
         };

@@ -121,6 +121,7 @@ impl Pools {
 mod tests {
     use super::*;
     use crate::volume::Content;
+    use crate::volume::Init;
     use crate::volume::KeyUri;
     use crate::volume::Profile;
 
@@ -135,6 +136,7 @@ mod tests {
             payload_bytes: 1 << 20,
             content: Content::Block,
             profile: Profile::Xts1,
+            init: Init::Seeded,
             key_uri: KeyUri::parse("keyUri", "kbs:///a/b/c").expect("valid"),
             claim: None,
         }

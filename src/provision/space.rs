@@ -128,14 +128,15 @@ pub(super) fn capacity(path: &Path) -> Result<Capacity> {
 /// Refuses `spec` if its payload would be promised twice.
 pub(super) fn admit(path: &Path, spec: &VolumeSpec) -> Result<()> {
     let remaining = Ledger::read(path)?.remaining();
-    if spec.payload_bytes <= remaining {
+    // The header is paid for by the reserve; tags are not.
+    let needed = spec.profile.backing_bytes(spec.payload_bytes) - DATA_OFFSET_BYTES;
+    if needed <= remaining {
         return Ok(());
     }
     Err(Error::new(
         Reason::NoSpace,
         format!(
-            "the volume needs {} bytes and the pool {} can promise {remaining} more (what sparse images were promised counts, and 1/{RESERVE_DIVISOR} is kept in reserve): delete volumes or enlarge the pool",
-            spec.payload_bytes,
+            "the volume needs {needed} bytes and the pool {} can promise {remaining} more (what sparse images were promised counts, and 1/{RESERVE_DIVISOR} is kept in reserve): delete volumes or enlarge the pool",
             path.display(),
         ),
     ))

@@ -166,6 +166,7 @@ mod tests {
     use crate::volume::Content;
     use crate::volume::HealthEntry;
     use crate::volume::HealthStatus;
+    use crate::volume::Init;
     use crate::volume::KeyUri;
     use crate::volume::Profile;
     use crate::volume::Reason;
@@ -178,6 +179,7 @@ mod tests {
             size: Quantity(1 << 20),
             content: Content::Block,
             profile: Profile::Xts1,
+            init: Init::Seeded,
             key_uri: KeyUri::parse("keyUri", "kbs:///a/b/c").expect("valid"),
             claim: None,
         };

@@ -1,4 +1,4 @@
-//! The binary half of one header copy, as profile `xts-1` has it: 4096 bytes in front of the JSON.
+//! The binary half of one header copy, as every profile has it: 4096 bytes in front of the JSON.
 //!
 //! Refuses every byte that the format leaves free: labels, padding, unused checksum bytes. What is not in the seal
 //! and can still vary is the sequence number, the salt and the checksum. Field offsets: LUKS2 On-Disk Format
@@ -93,12 +93,6 @@ impl<'a> HeaderCopy<'a> {
         self.bytes[UUID] == uuid_field(uuid)
     }
 
-    /// The UUID, if the field holds one.
-    pub(super) fn uuid(&self) -> Option<Uuid> {
-        let text = std::str::from_utf8(&self.bytes[UUID]).ok()?;
-        Uuid::try_parse(text.trim_end_matches('\0')).ok()
-    }
-
     pub(super) fn seqid(&self) -> u64 {
         u64::from_be_bytes(self.bytes[SEQID].try_into().expect("the field has eight bytes"))
     }
@@ -130,6 +124,16 @@ impl<'a> HeaderCopy<'a> {
         let area = &self.bytes[BINARY_BYTES..];
         let end = area.iter().position(|byte| *byte == 0).unwrap_or(area.len());
         if is_zero(&area[end..]) { Ok(&area[..end]) } else { Err("bytes follow its JSON".to_owned()) }
+    }
+
+    /// This copy with `text` as its JSON half.
+    pub(super) fn with_json(&self, text: &[u8]) -> Result<Box<[u8; COPY_BYTES]>, String> {
+        let mut bytes = Box::new(*self.bytes);
+        let area = &mut bytes[BINARY_BYTES..];
+        area.fill(0);
+        area.get_mut(..text.len()).ok_or("its JSON has no room")?.copy_from_slice(text);
+        restore_checksum(&mut bytes);
+        Ok(bytes)
     }
 
     /// This copy as it reads at `place`. The salt, which only keeps two copies from being the same bytes, is derived.

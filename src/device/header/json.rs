@@ -1,4 +1,4 @@
-//! The JSON half of a header copy: read strictly, then compared with the one document that profile `xts-1` allows.
+//! The JSON half of a header copy: read strictly, then compared with the one document that the profile allows.
 //!
 //! Refuses duplicate and unknown members, floats, text beyond ASCII, and every value that the profile does not have:
 //! a null cipher, a re-encryption, requirements, flags, foreign tokens, key areas elsewhere. Only salts, digests, the
@@ -12,11 +12,16 @@ use base64::engine::general_purpose::STANDARD;
 use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value, json};
 
-/// The keyslots that may be used, with their fixed areas: libcryptsetup gives an XTS key of 64 bytes, split into 4000
-/// stripes, 258,048 bytes, one after the other behind the two header copies. Two are enough for a rotation.
-const KEYSLOTS: [(&str, u32); 2] = [("0", 32_768), ("1", 290_816)];
-/// Size of one keyslot's area.
-const AREA_BYTES: u32 = 258_048;
+use crate::volume::Profile;
+
+/// The keyslots that may be used. Two are enough for a rotation, and `aead-1` has room for no more.
+const KEYSLOTS: [&str; 2] = ["0", "1"];
+/// Where the first keyslot's area begins: behind the two header copies. The others follow without gaps.
+const FIRST_AREA: usize = 32_768;
+/// Into how many stripes a key is split before it is encrypted (LUKS2 On-Disk Format Specification, section 3.2.2).
+const STRIPES: usize = 4000;
+/// Areas are whole blocks of this size.
+const AREA_ALIGNMENT: usize = 4096;
 /// The tokens that may be there: one seal, or the old and the new secret's during a rotation.
 const TOKENS: [&str; 2] = ["0", "1"];
 /// How much of an unknown member's name an error repeats.
@@ -45,38 +50,46 @@ pub(super) fn parse(text: &[u8]) -> Result<Value, String> {
         .map_err(|error| format!("its JSON is refused: {error}"))
 }
 
-/// Compares a parsed document with the profile and returns the names and areas of its keyslots, in the order of the
+/// Compares a parsed document with `profile` and returns the names and areas of its keyslots, in the order of the
 /// names; the error names the first place that differs.
-pub(super) fn keyslots(document: &Value) -> Result<Vec<(&'static str, Range<usize>)>, String> {
-    let used: Vec<_> = KEYSLOTS.into_iter().filter(|(id, _)| document["keyslots"].get(id).is_some()).collect();
+pub(super) fn keyslots(document: &Value, profile: Profile) -> Result<Vec<(&'static str, Range<usize>)>, String> {
+    let areas = std::iter::zip(KEYSLOTS, areas(profile));
+    let used: Vec<_> = areas.filter(|(id, _)| document["keyslots"].get(id).is_some()).collect();
     if used.is_empty() {
         return Err("its JSON has neither keyslot 0 nor keyslot 1".to_owned());
     }
     let tokens = TOKENS.into_iter().filter(|id| document["tokens"].get(id).is_some());
     let ids = used.iter().map(|(id, _)| (*id).to_owned()).collect::<Vec<_>>();
+    let slots = used.iter().map(|(id, area)| ((*id).to_owned(), keyslot(profile, area))).collect();
     let rule = Rule::members([
-        ("keyslots", Rule::Members(used.iter().map(|(id, offset)| ((*id).to_owned(), keyslot(*offset))).collect())),
+        ("keyslots", Rule::Members(slots)),
         ("tokens", Rule::Members(tokens.map(|id| (id.to_owned(), token())).collect())),
-        ("segments", Rule::exactly(segments())),
+        ("segments", Rule::exactly(segments(profile))),
         ("digests", Rule::members([("0", digest(ids))])),
         ("config", Rule::exactly(json!({"json_size": "12288", "keyslots_size": "1048576"}))),
     ]);
     rule.check("", document)?;
-    let area = |offset: u32| offset as usize..(offset + AREA_BYTES) as usize;
-    Ok(used.into_iter().map(|(id, offset)| (id, area(offset))).collect())
+    Ok(used)
 }
 
-fn keyslot(offset: u32) -> Rule {
+/// Where the areas of the keyslots lie, in the order of their names: as large as a split volume key, one after the
+/// other.
+fn areas(profile: Profile) -> impl Iterator<Item = Range<usize>> {
+    let bytes = (profile.volume_key_bytes() * STRIPES).next_multiple_of(AREA_ALIGNMENT);
+    (0..).map(move |number| FIRST_AREA + number * bytes..FIRST_AREA + (number + 1) * bytes)
+}
+
+fn keyslot(profile: Profile, area: &Range<usize>) -> Rule {
     Rule::members([
         ("type", Rule::exactly(json!("luks2"))),
-        ("key_size", Rule::exactly(json!(64))),
-        ("af", Rule::exactly(json!({"type": "luks1", "stripes": 4000, "hash": "sha256"}))),
+        ("key_size", Rule::exactly(json!(profile.volume_key_bytes()))),
+        ("af", Rule::exactly(json!({"type": "luks1", "stripes": STRIPES, "hash": "sha256"}))),
         (
             "area",
             Rule::exactly(json!({
                 "type": "raw",
-                "offset": offset.to_string(),
-                "size": AREA_BYTES.to_string(),
+                "offset": area.start.to_string(),
+                "size": area.len().to_string(),
                 "encryption": "aes-xts-plain64",
                 "key_size": 64,
             })),
@@ -85,15 +98,21 @@ fn keyslot(offset: u32) -> Rule {
     ])
 }
 
-fn segments() -> Value {
-    json!({"0": {
+/// The one segment: the whole payload.
+pub(in crate::device) fn segments(profile: Profile) -> Value {
+    let mut segment = json!({
         "type": "crypt",
         "offset": crate::volume::DATA_OFFSET_BYTES.to_string(),
         "size": "dynamic",
         "iv_tweak": "0",
         "encryption": "aes-xts-plain64",
         "sector_size": crate::volume::SECTOR_BYTES,
-    }})
+    });
+    if profile.has_tags() {
+        segment["integrity"] =
+            json!({"type": "hmac(sha256)", "journal_encryption": "none", "journal_integrity": "none"});
+    }
+    json!({ "0": segment })
 }
 
 fn digest(keyslots: Vec<String>) -> Rule {

@@ -4,6 +4,7 @@
 //! that says Ready never does. In a cluster the volume's resource must agree: it is told that a volume is Ready before
 //! the record is, so that an old copy of the record permits nothing.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use tokio::runtime::Handle;
@@ -139,10 +140,24 @@ impl<'a> Climb<'a> {
             Err(error) if self.record.state == State::Ready => return Err(error),
             Err(_) => {
                 self.check_permit(&image)?;
-                self.format()?;
+                match self.begun(&image)? {
+                    Some(header) => self.header = Some(Header::Fresh(header)),
+                    None => self.format()?,
+                }
             }
         }
         Ok(())
+    }
+
+    /// The header of an earlier stage whose tags are not complete yet, if the record proves that it is this one.
+    fn begun(&self, image: &Image) -> Result<Option<Image>> {
+        let keys = self.keys();
+        match (self.record.initialised_bytes, self.record.header_digest) {
+            (Some(_), Some(digest)) if self.record.authenticate(&keys.check, &keys.record).is_ok() => {
+                image.unsealed(self.shape, &digest.0)
+            }
+            _ => Ok(None),
+        }
     }
 
     /// Vetoes a format where the backing holds what this volume's own first stage cannot have written.
@@ -168,10 +183,9 @@ impl<'a> Climb<'a> {
     }
 
     fn format(&mut self) -> Result<()> {
-        let directory = self.host.pools.of(&self.shape.id).directory(&self.shape.id);
-        self.record = self.record.clone().formatting();
-        self.record.write(&directory)?;
+        self.write(self.record.clone().formatting())?;
         let image = crypt::format(self.shape, &self.keys().passphrase)?;
+        crypt::clear_tags(self.shape, self.attached())?;
         image.write(self.attached())?;
         self.header = Some(Header::Fresh(image));
         Ok(())
@@ -182,21 +196,22 @@ impl<'a> Climb<'a> {
         let passphrase = &self.keys().passphrase;
         match self.header.as_ref().expect("a volume is prepared before it is opened") {
             Header::Verified(frozen) => machine.open(self.shape, self.attached(), frozen, passphrase),
-            Header::Fresh(image) => machine.open(self.shape, self.attached(), &image.frozen()?, passphrase),
+            Header::Fresh(image) => machine.open(self.shape, self.attached(), &image.frozen(self.shape)?, passphrase),
         }
     }
 
     fn finish(&mut self) -> Result<()> {
-        let (machine, id) = (&self.host.machine, &self.shape.id);
+        let (machine, id) = (Arc::clone(&self.host.machine), &self.shape.id);
         match (self.header.take(), self.record.content) {
             (Some(Header::Fresh(image)), content) => {
+                self.initialise(&image)?;
                 if let Content::Filesystem(fs) = content {
-                    machine.make_filesystem(id, fs)?;
+                    machine.make_filesystem(self.shape, fs)?;
                 }
                 self.seal(image)?;
             }
             (_, Content::Filesystem(fs)) if machine.look(id, Some(self.shape))?.mounts.is_empty() => {
-                machine.check_filesystem(id, fs)?;
+                machine.check_filesystem(self.shape, fs)?;
             }
             _ => {}
         }
@@ -204,6 +219,22 @@ impl<'a> Climb<'a> {
             Content::Filesystem(fs) => machine.mount(id, fs, &self.request.staging_path, &self.request.options),
             Content::Block => Ok(()),
         }
+    }
+
+    /// Gives the new volume its tags. What takes long is noted in the record, so that a driver that is restarted in the middle
+    /// goes on from there.
+    fn initialise(&mut self, image: &Image) -> Result<()> {
+        if !self.record.profile.has_tags() {
+            return Ok(());
+        }
+        let machine = Arc::clone(&self.host.machine);
+        let digest = image.digest(self.shape)?;
+        let from_bytes = self.record.initialised_bytes.unwrap_or_default();
+        machine.initialise(self.shape, self.record.init, from_bytes, &mut |bytes| {
+            let keys = self.keys();
+            let record = self.record.clone().initialised(bytes, digest, keys.check, &keys.record);
+            self.write(record)
+        })
     }
 
     /// The seal is the last thing that a format writes: a valid one means that everything before it is complete.
@@ -221,6 +252,10 @@ impl<'a> Climb<'a> {
         }
         let keys = self.keys();
         let record = self.record.clone().ready(digest, keys.check, &keys.record);
+        self.write(record)
+    }
+
+    fn write(&mut self, record: Record) -> Result<()> {
         record.write(&self.host.pools.of(&self.shape.id).directory(&self.shape.id))?;
         self.record = record;
         Ok(())
