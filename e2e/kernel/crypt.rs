@@ -37,16 +37,25 @@ struct Sealed {
 
 impl Sealed {
     fn new(name: &str) -> Self {
+        Self::of_profile(name, Profile::Xts1)
+    }
+
+    fn of_profile(name: &str, profile: Profile) -> Self {
         let id = VolumeId::for_name(name);
         let secret = SecretBytes::new(vec![7; 32].into());
         let keys = VolumeKeys::derive(&secret, &id).expect("long enough");
         let backing = PathBuf::from(format!("/tmp/{name}"));
         let luks_uuid = Uuid::new_v4();
-        let shape = Shape { id, profile: Profile::Xts1, payload_bytes: PAYLOAD_BYTES, luks_uuid, backing };
-        let attached = attach(&shape.backing);
+        let shape = Shape { id, profile, payload_bytes: PAYLOAD_BYTES, luks_uuid, backing };
+        let attached = attach(&shape.backing, profile);
         let image = crypt::format(&shape, &keys.passphrase).expect("formats");
         let (image, digest) = crypt::seal(image, &shape, &keys.seal).expect("seals");
         image.write(&attached).expect("writes");
+        // The first open of a new volume makes the superblock of its tags.
+        let new = image.frozen(&shape).expect("freezes");
+        crypt::clear_tags(&shape, &attached).expect("clears");
+        crypt::open(&shape, &attached, &new, &keys.passphrase).expect("opens");
+        crypt::close(&shape.id).expect("closes");
         let verified = Image::read(&attached).and_then(|image| image.verify(&shape, &keys.seal)).expect("verifies");
         assert_eq!(verified.digest, digest);
         Self { shape, keys, attached, frozen: verified.frozen }
@@ -77,12 +86,14 @@ impl Sealed {
 impl Drop for Sealed {
     fn drop(&mut self) {
         let (name, device, backing) = (self.name(), self.attached.path.display(), self.shape.backing.display());
-        shell(&format!("dmsetup remove --retry {name} 2>/dev/null || true; losetup -d {device}; rm -f {backing}"));
+        shell(&format!(
+            "for name in {name} {name}_dif; do dmsetup remove --retry $name 2>/dev/null || true; done; losetup -d {device}; rm -f {backing}"
+        ));
     }
 }
 
-fn attach(backing: &Path) -> Attached {
-    let size = Profile::Xts1.backing_bytes(PAYLOAD_BYTES);
+fn attach(backing: &Path, profile: Profile) -> Attached {
+    let size = profile.backing_bytes(PAYLOAD_BYTES);
     let backing = backing.display();
     let command = "losetup --find --show --direct-io=on --sector-size 4096";
     let path = PathBuf::from(shell(&format!("truncate -s {size} {backing} && {command} {backing}")).trim());
@@ -116,6 +127,80 @@ fn an_open_volume_has_exactly_our_table_and_a_key_that_nobody_sees() {
     crypt::close(&volume.shape.id).expect("closes");
     assert_eq!(volume.look(), Mapper::Absent);
     crypt::close(&volume.shape.id).expect("closing twice is closing once");
+}
+
+#[test]
+fn a_volume_with_tags_has_exactly_our_two_tables_and_opens_only_over_its_own_superblock() {
+    let volume = Sealed::of_profile("crypt-tags", Profile::Aead1);
+    volume.open().expect("opens");
+    assert_eq!(volume.look(), Mapper::Live);
+    let (name, uuid, (major, minor)) = (volume.name(), volume.shape.luks_uuid, volume.number());
+    let below = shell(&format!("dmsetup info -c --noheadings -o minor {name}_dif"));
+    assert_eq!(
+        shell(&format!("dmsetup table --showkeys {name}; dmsetup table {name}_dif")).trim(),
+        format!(
+            "0 126976 crypt capi:authenc(hmac(sha256),xts(aes))-plain64 :96:logon:cryptsetup:{uuid}-d0 0 {major_of_dm}:{below} 0 4 \
+             no_read_workqueue no_write_workqueue integrity:32:aead sector_size:4096\n\
+             0 126976 integrity {major}:{minor} 4096 32 J 7 block_size:4096 journal_sectors:16368 \
+             interleave_sectors:32768 buffer_sectors:128 journal_watermark:50 commit_time:10000 fix_padding",
+            major_of_dm = shell(&format!("dmsetup info -c --noheadings -o major {name}_dif")).trim(),
+            below = below.trim(),
+        )
+    );
+    wait_until("the end of the key", || !shell("cat /proc/keys").contains(&uuid.to_string()));
+    crypt::close(&volume.shape.id).expect("closes");
+    assert_eq!(shell("dmsetup ls | grep crypt-tags || true"), "");
+
+    let mut superblock = vec![0; 4096];
+    let buffered = File::options().read(true).write(true).open(&volume.shape.backing).expect("opens");
+    buffered.read_exact_at(&mut superblock, 2 << 20).expect("reads");
+    assert_eq!(superblock, crypt::superblock_of(&volume.shape), "the kernel writes what we expect");
+    // One bit of each field, of the padding behind them, and of the last byte.
+    for at in [0, 8, 9, 10, 12, 16, 23, 24, 28, 29, 30, 32, 48, 511, 4095] {
+        let mut changed = superblock.clone();
+        changed[at] ^= 2;
+        buffered.write_all_at(&changed, 2 << 20).and_then(|()| buffered.sync_all()).expect("writes");
+        assert_eq!(volume.open().expect_err("refused").reason(), Reason::HeaderTampered, "byte {at}");
+        assert_eq!(volume.look(), Mapper::Absent);
+    }
+    buffered.write_all_at(&[0; 4096], 2 << 20).and_then(|()| buffered.sync_all()).expect("writes");
+    assert_eq!(volume.open().expect_err("refused").reason(), Reason::HeaderMissing);
+    buffered.read_exact_at(&mut superblock, 2 << 20).expect("reads");
+    assert_eq!(superblock, [0; 4096], "a refused open makes no superblock");
+    buffered.write_all_at(&crypt::superblock_of(&volume.shape), 2 << 20).expect("writes");
+    buffered.sync_all().expect("is durable");
+    volume.open().expect("opens");
+    crypt::close(&volume.shape.id).expect("closes");
+}
+
+#[test]
+fn what_a_killed_open_leaves_of_a_volume_with_tags_is_half_made_and_removed() {
+    let volume = Sealed::of_profile("crypt-tags-killed", Profile::Aead1);
+    let (name, uuid, (major, minor)) = (volume.name(), volume.dm_uuid(), volume.number());
+    let below = format!("CRYPT-INTEGRITY-{}-{name}_dif", volume.shape.luks_uuid.simple());
+    let tags =
+        format!("0 126976 integrity {major}:{minor} 4096 32 J 3 block_size:4096 interleave_sectors:32768 fix_padding");
+    let live = format!("echo '{tags}' | dmsetup create --uuid {below} {name}_dif");
+    for leave in [
+        format!("dmsetup create --notable --uuid {below} {name}_dif"),
+        format!("dmsetup create --notable --uuid {below} {name}_dif && echo '{tags}' | dmsetup load {name}_dif"),
+        live.clone(),
+        format!("{live} && dmsetup create --notable --uuid {uuid} {name}"),
+        format!(
+            "{live} && dmsetup create --notable --uuid {uuid} {name} && \
+             echo 0 8 linear /dev/mapper/{name}_dif 0 | dmsetup load {name}"
+        ),
+    ] {
+        shell(&leave);
+        assert_eq!(volume.look(), Mapper::HalfMade, "{leave}");
+        crypt::close(&volume.shape.id).expect("closes");
+        assert_eq!(volume.look(), Mapper::Absent, "{leave}");
+        volume.open().expect("opens");
+        crypt::close(&volume.shape.id).expect("closes");
+    }
+    shell(&format!("echo '0 126976 linear {major}:{minor} 4096' | dmsetup create --uuid {below} {name}_dif"));
+    shell(&format!("echo '0 126976 linear {major}:{minor} 4096' | dmsetup create --uuid {uuid} {name}"));
+    assert!(matches!(volume.look(), Mapper::Foreign(_)), "live devices of our names with other tables");
 }
 
 #[test]
@@ -159,11 +244,18 @@ fn udev_does_not_look_into_the_volume() {
 
 #[test]
 fn stock_cryptsetup_opens_the_volume_with_the_derived_passphrase() {
-    let volume = Sealed::new("crypt-stock");
+    for profile in Profile::ALL {
+        opened_by_stock_cryptsetup(&Sealed::of_profile(&format!("crypt-stock-{}", profile.as_str()), profile));
+    }
+}
+
+fn opened_by_stock_cryptsetup(volume: &Sealed) {
     volume.open().expect("opens");
     let node = crypt::device_node(&volume.shape.id).expect("a node");
     let device = File::options().write(true).open(node).expect("opens");
-    device.write_all_at(b"by us", 0).and_then(|()| device.sync_all()).expect("writes");
+    let mut block = vec![0; 4096];
+    block[..5].copy_from_slice(b"by us");
+    device.write_all_at(&block, 0).and_then(|()| device.sync_all()).expect("writes");
     drop(device);
     crypt::close(&volume.shape.id).expect("closes");
     let header = Image::read(&volume.attached).expect("reads");
@@ -171,7 +263,7 @@ fn stock_cryptsetup_opens_the_volume_with_the_derived_passphrase() {
     std::fs::write(&key, volume.keys.passphrase.expose()).expect("writes");
     let (loop_device, key) = (volume.attached.path.display(), key.display());
     let text = shell(&format!(
-        "cryptsetup open --key-file {key} {loop_device} stock; head -c 5 /dev/mapper/stock; cryptsetup close stock; rm {key}"
+        "cryptsetup open --key-file {key} {loop_device} stock; dd if=/dev/mapper/stock iflag=direct bs=4096 count=1 status=none | head -c 5; cryptsetup close stock; rm {key}"
     ));
     assert_eq!(text, "by us");
     let verify = |image: Image| image.verify(&volume.shape, &volume.keys.seal).expect("verifies").digest;

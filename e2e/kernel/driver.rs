@@ -1,6 +1,5 @@
 //! The driver under test: the real program, started as an operator would, spoken to over its socket.
 
-use std::collections::HashMap;
 use std::fs;
 use std::fs::File;
 use std::path::Path;
@@ -134,13 +133,26 @@ impl Driver {
         assert!(status.success(), "on SIGTERM the driver ended with {status}");
     }
 
-    /// `CreateVolume`.
+    /// `CreateVolume` of the default class.
     pub(crate) fn create(&self, name: &str, bytes: i64, kind: Kind) -> Result<csi::Volume, Status> {
+        self.create_in(&[], name, bytes, kind)
+    }
+
+    /// `CreateVolume` of a class with more `parameters`.
+    pub(crate) fn create_in(
+        &self,
+        parameters: &[(&str, &str)],
+        name: &str,
+        bytes: i64,
+        kind: Kind,
+    ) -> Result<csi::Volume, Status> {
+        let key = ("keyUri", crate::broker::KEY_URI);
+        let parameters = parameters.iter().chain([&key]).map(|(name, value)| ((*name).into(), (*value).into()));
         let request = csi::CreateVolumeRequest {
             name: name.into(),
             capacity_range: Some(csi::CapacityRange { required_bytes: bytes, limit_bytes: 0 }),
             volume_capabilities: vec![kind.capability()],
-            parameters: HashMap::from([("keyUri".into(), crate::broker::KEY_URI.into())]),
+            parameters: parameters.collect(),
             ..csi::CreateVolumeRequest::default()
         };
         let answer = self.runtime.block_on(self.controller().create_volume(request))?;

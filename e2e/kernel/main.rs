@@ -5,6 +5,7 @@
 
 #![expect(clippy::disallowed_methods, reason = "tests look at the program from outside")]
 
+mod aead;
 mod bench;
 mod broker;
 mod crowds;

@@ -29,6 +29,10 @@ pub(crate) struct Scene {
     driver: Option<Driver>,
     options: Options,
     before: Listing,
+    /// Messages about sectors without a valid tag that the kernel had logged when the scene began.
+    tag_errors: usize,
+    /// Whether the test has changed sectors with tags.
+    tampers: bool,
 }
 
 impl Scene {
@@ -70,7 +74,7 @@ impl Scene {
         let options = Options { pool: POOL.into(), kbs: broker.flags(), log: log(Location::caller()), kubeconfig };
         let driver = Driver::start(&options);
         let before = listing(&options, Some(&driver));
-        Self { broker, driver: Some(driver), options, before }
+        Self { broker, driver: Some(driver), options, before, tag_errors: logged_tag_errors(), tampers: false }
     }
 
     /// The running driver.
@@ -111,8 +115,19 @@ impl Scene {
         listing(&self.options, self.driver.as_ref()).changes(&self.before)
     }
 
-    /// Ends the test: everything must be as it was.
+    /// Says that this test changes sectors with tags, so that the kernel will complain.
+    pub(crate) fn tampers(&mut self) {
+        self.tampers = true;
+    }
+
+    /// How many messages about sectors without a valid tag the kernel has logged since the scene began.
+    pub(crate) fn tag_errors(&self) -> usize {
+        logged_tag_errors() - self.tag_errors
+    }
+
+    /// Ends the test: everything must be as it was, and no sector had a wrong tag that the test did not change.
     pub(crate) fn end(mut self) {
+        assert!(self.tampers || self.tag_errors() == 0, "the kernel has logged: {}", shell(TAG_ERRORS));
         let start = Instant::now();
         let mut changes = self.changes();
         while !changes.is_empty() && start.elapsed() < PATIENCE {
@@ -123,6 +138,13 @@ impl Scene {
         self.driver.take().expect("the driver runs").terminate();
         shell(&format!("umount {MOUNT}"));
     }
+}
+
+/// What the kernel says of a sector without a valid tag.
+const TAG_ERRORS: &str = "dmesg | grep -E 'INTEGRITY AEAD ERROR|integrity: Checksum failed' || true";
+
+fn logged_tag_errors() -> usize {
+    shell(TAG_ERRORS).lines().count()
 }
 
 /// What is there now. Connections to an API server come and go.

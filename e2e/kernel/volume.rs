@@ -32,8 +32,14 @@ impl Volume {
     /// Creates the volume `name` at the smallest comfortable size.
     #[track_caller]
     pub(crate) fn create(scene: &Scene, name: &str, kind: Kind) -> Self {
+        Self::create_in(scene, &[], name, kind)
+    }
+
+    /// Creates it in a class with these `parameters`.
+    #[track_caller]
+    pub(crate) fn create_in(scene: &Scene, parameters: &[(&str, &str)], name: &str, kind: Kind) -> Self {
         let bytes = if kind == Kind::Xfs { XFS_BYTES } else { SMALL_BYTES };
-        let answer = scene.driver().create(name, bytes, kind).expect("created");
+        let answer = scene.driver().create_in(parameters, name, bytes, kind).expect("created");
         assert_eq!(answer.capacity_bytes, bytes);
         Self::existing(scene, &answer.volume_id, kind)
     }

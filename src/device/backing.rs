@@ -62,15 +62,39 @@ pub fn create(path: &Path, backing_bytes: u64, allocation: Allocation) -> Result
     let image = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map_err(failed)?;
     if allocation == Allocation::Reserved {
         // What is reserved and not written reads as a hole: the image still holds no data.
-        rustix::fs::fallocate(&image, FallocateFlags::empty(), 0, backing_bytes).map_err(|errno| failed(errno.into()))?;
+        rustix::fs::fallocate(&image, FallocateFlags::empty(), 0, backing_bytes)
+            .map_err(|errno| failed(errno.into()))?;
     }
     image.set_len(backing_bytes).and_then(|()| image.sync_all()).map_err(failed)
 }
 
-/// Whether the image holds any data at all. A filesystem that cannot tell says yes.
+/// Whether the image holds any data at all. A filesystem that cannot tell where some is has the whole image looked at.
+///
+/// Zeros are none: what was reserved and not written counts as data to a filesystem as soon as somebody has read it.
 pub fn holds_data(path: &Path) -> Result<bool> {
     let (image, _) = open(path, OpenOptions::new().read(true))?;
-    data_begins_before(&image, u64::MAX).map_err(|errno| unreadable(path, errno.into()))
+    find_data(&image).map_err(|cause| unreadable(path, cause))
+}
+
+fn find_data(image: &File) -> io::Result<bool> {
+    let mut buffer = vec![0; CHUNK_BYTES];
+    let mut offset = 0;
+    loop {
+        offset = match rustix::fs::seek(image, SeekFrom::Data(offset)) {
+            Ok(offset) => offset,
+            Err(Errno::NXIO) => return Ok(false),
+            Err(errno) => return Err(errno.into()),
+        };
+        let length = image.read_at(&mut buffer, offset)?;
+        // It was cut short meanwhile.
+        if length == 0 {
+            return Ok(false);
+        }
+        if buffer[..length].iter().any(|byte| *byte != 0) {
+            return Ok(true);
+        }
+        offset += length as u64;
+    }
 }
 
 /// Whether `image` holds data below `end_bytes`.
@@ -106,12 +130,12 @@ pub fn erase(path: &Path) -> Result<()> {
     std::fs::remove_file(path).map_err(failed)
 }
 
-/// How much is overwritten at once.
-const OVERWRITE_BYTES: usize = 256 << 10;
+/// How much is overwritten, or looked at, at once.
+const CHUNK_BYTES: usize = 256 << 10;
 
 /// Random bytes over the first `length_bytes`, on the disk before this returns.
 fn overwrite(image: &File, length_bytes: u64) -> io::Result<()> {
-    let mut noise = vec![0; OVERWRITE_BYTES];
+    let mut noise = vec![0; CHUNK_BYTES];
     let mut offset = 0;
     while offset < length_bytes {
         getrandom::fill(&mut noise).map_err(io::Error::other)?;
@@ -230,6 +254,11 @@ mod tests {
         create(&path, 8 << 20, Allocation::Reserved).expect("made");
         assert!(std::fs::metadata(&path).expect("there").blocks() * 512 >= 8 << 20);
         assert!(!holds_data(&path).expect("readable"));
+        std::fs::read(&path).expect("readable");
+        assert!(!holds_data(&path).expect("readable"), "somebody has read it");
+        let file = OpenOptions::new().write(true).open(&path).expect("opens");
+        file.write_all_at(b"x", (8 << 20) - 1).expect("written");
+        assert!(holds_data(&path).expect("readable"));
     }
 
     #[test]

@@ -94,7 +94,8 @@ fn set_read_ahead(node: &Path, device: &File, sectors: usize) -> Result<()> {
 fn superblocks(blocks: u64) -> impl Iterator<Item = u64> {
     let groups = blocks.div_ceil(GROUP_BLOCKS);
     let powers = [3, 5, 7].into_iter().flat_map(move |base: u64| {
-        std::iter::successors(Some(1), move |power: &u64| power.checked_mul(base)).take_while(move |power| *power < groups)
+        std::iter::successors(Some(1), move |power: &u64| power.checked_mul(base))
+            .take_while(move |power| *power < groups)
     });
     std::iter::once(0).chain(powers).map(|group| group * GROUP_BLOCKS)
 }

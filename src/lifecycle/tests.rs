@@ -33,6 +33,7 @@ struct World {
     kbs: Arc<FakeKbs>,
     pool: LocalPool,
     lifecycle: Lifecycle,
+    profile: Profile,
 }
 
 fn pools(pool: &LocalPool) -> Pools {
@@ -41,6 +42,10 @@ fn pools(pool: &LocalPool) -> Pools {
 
 impl World {
     fn new() -> Self {
+        Self::of(Profile::Xts1)
+    }
+
+    fn of(profile: Profile) -> Self {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join("pool");
         LocalPool::init(&path).expect("a pool");
@@ -49,7 +54,7 @@ impl World {
         let machine = FakeMachine::default();
         let kbs = Arc::new(FakeKbs::default());
         let lifecycle = Lifecycle::new(Arc::new(machine.clone()), kbs.clone(), pools(&pool), None, Metrics::default());
-        Self { directory, machine, kbs, pool, lifecycle }
+        Self { directory, machine, kbs, pool, lifecycle, profile }
     }
 
     /// The driver dies and starts again; the kernel remembers.
@@ -68,8 +73,8 @@ impl World {
             pool: PoolName::default(),
             payload_bytes: 16 << 20,
             content,
-            profile: Profile::Xts1,
-            init: Init::Seeded,
+            profile: self.profile,
+            init: Init::Seeded.of(self.profile, content),
             key_uri: KeyUri::parse("keyUri", "kbs:///a/b/c").expect("valid"),
             claim: None,
         };
@@ -123,8 +128,9 @@ fn reason<T: std::fmt::Debug>(outcome: Result<T>) -> Reason {
 
 #[tokio::test]
 async fn a_volume_lives_and_leaves_nothing() {
-    for content in [EXT4, Content::Filesystem(FsType::Xfs), Content::Block] {
-        let world = World::new();
+    let contents = [EXT4, Content::Filesystem(FsType::Xfs), Content::Block];
+    for (profile, content) in Profile::ALL.into_iter().flat_map(|profile| contents.map(|content| (profile, content))) {
+        let world = World::of(profile);
         let id = world.create(content).await;
         world.stage(&id, content).await.expect("first stage");
         assert_eq!(world.record(&id).state, State::Ready);
@@ -144,10 +150,10 @@ async fn a_volume_lives_and_leaves_nothing() {
 /// Every verb of a stage, failing before and after its effect, in the first stage and in a later one.
 #[tokio::test]
 async fn a_refused_stage_leaves_nothing_and_the_next_one_succeeds() {
-    let verbs = [Verb::Attach, Verb::Open, Verb::MakeFilesystem, Verb::CheckFilesystem, Verb::Mount];
+    let verbs = [Verb::Attach, Verb::Open, Verb::Initialise, Verb::MakeFilesystem, Verb::CheckFilesystem, Verb::Mount];
     for verb in verbs {
         for when in [When::Before, When::After] {
-            let world = World::new();
+            let world = World::of(Profile::Aead1);
             let id = world.create(EXT4).await;
             if verb == Verb::CheckFilesystem {
                 world.stage(&id, EXT4).await.expect("first stage");
@@ -160,6 +166,43 @@ async fn a_refused_stage_leaves_nothing_and_the_next_one_succeeds() {
             world.stage(&id, EXT4).await.expect("the next stage");
             assert_eq!(world.pool.refusal(&id), None);
         }
+    }
+}
+
+/// All sectors of a raw block volume with tags get theirs; a stage that is cut off half-way is gone on with, under the
+/// same key, unless somebody has changed what it relies on.
+#[tokio::test]
+async fn a_stage_that_was_cut_off_goes_on_where_it_was() {
+    type Spoil = fn(&World, &VolumeId);
+    let spoils: [(&str, u64, Spoil); 4] = [
+        ("nothing", 16 << 20, |_, _| {}),
+        ("the record", 0, |world, id| {
+            let path = world.pool.directory(id).join(crate::record::RECORD_FILE);
+            let text = std::fs::read_to_string(&path).expect("a record");
+            let changed = text.replace("\"initialised_bytes\": 16777216", "\"initialised_bytes\": 4096");
+            assert_ne!(changed, text);
+            std::fs::write(path, changed).expect("written");
+        }),
+        ("the header", 0, |world, id| {
+            let image = std::fs::OpenOptions::new().write(true).open(world.backing(id)).expect("opens");
+            std::os::unix::fs::FileExt::write_all_at(&image, b"x", 40_000).expect("written");
+        }),
+        ("the secret", 0, |world, _| world.kbs.answers(Ok(9))),
+    ];
+    for (what, from_bytes, spoil) in spoils {
+        let world = World::of(Profile::Aead1);
+        let id = world.create(Content::Block).await;
+        world.machine.fail_at(Verb::Initialise, When::After, Reason::Internal);
+        assert_eq!(reason(world.stage(&id, Content::Block).await), Reason::Internal);
+        let begun = world.record(&id);
+        assert_eq!((begun.state, begun.initialised_bytes), (State::Formatting, Some(16 << 20)));
+        spoil(&world, &id);
+        world.stage(&id, Content::Block).await.expect("goes on, or begins anew");
+        let ready = world.record(&id);
+        assert_eq!((ready.state, ready.initialised_bytes), (State::Ready, None));
+        assert_eq!(world.machine.initialised(), [(Init::Full, 0), (Init::Full, from_bytes)], "{what} was changed");
+        world.unstage(&id).await.expect("unstaged");
+        world.stage(&id, Content::Block).await.expect("opens");
     }
 }
 

@@ -137,8 +137,7 @@ mod tests {
 
     #[test]
     fn whoever_may_read_what_was_never_written_gets_every_tag() {
-        let [ext4, xfs, block] =
-            [Content::Filesystem(FsType::Ext4), Content::Filesystem(FsType::Xfs), Content::Block];
+        let [ext4, xfs, block] = [Content::Filesystem(FsType::Ext4), Content::Filesystem(FsType::Xfs), Content::Block];
         for (profile, content, asked, given) in [
             (Profile::Aead1, ext4, Init::Seeded, Init::Seeded),
             (Profile::Aead1, ext4, Init::Full, Init::Full),

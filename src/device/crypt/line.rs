@@ -64,8 +64,7 @@ pub(super) fn integrity(shape: &Shape, backing: DeviceNumber) -> Line {
         "fix_padding".to_owned(),
     ];
     let offset = DATA_OFFSET_BYTES / SECTOR_512;
-    let parameters =
-        format!("{major}:{minor} {offset} {TAG_BYTES} J {} {}", options.len(), options.join(" "));
+    let parameters = format!("{major}:{minor} {offset} {TAG_BYTES} J {} {}", options.len(), options.join(" "));
     (0, shape.payload_bytes / SECTOR_512, "integrity".to_owned(), parameters)
 }
 
@@ -170,7 +169,9 @@ mod tests {
                 assert_ne!(changed, parameters, "{from}");
                 assert!(!same(&[(start, length, target.clone(), changed)], &expected), "{from} -> {to}");
             }
-            for (start, length, target) in [(8, length, target.as_str()), (0, length - 8, &target), (0, length, "linear")] {
+            for (start, length, target) in
+                [(8, length, target.as_str()), (0, length - 8, &target), (0, length, "linear")]
+            {
                 assert!(!same(&[(start, length, target.into(), parameters.clone())], &expected));
             }
             assert!(!same(&[expected.clone(), expected.clone()], &expected));

@@ -110,8 +110,7 @@ pub(super) fn node(id: &VolumeId) -> Result<PathBuf> {
     let (major, minor) = Mapped::new(id, Layer::Crypt)?.number()?;
     let path = PathBuf::from(format!("/dev/dm-{minor}"));
     // The kernel makes the node before the table becomes live; there is nothing to wait for.
-    let is_it =
-        |data: &std::fs::Metadata| data.file_type().is_block_device() && data.rdev() == makedev(major, minor);
+    let is_it = |data: &std::fs::Metadata| data.file_type().is_block_device() && data.rdev() == makedev(major, minor);
     match std::fs::symlink_metadata(&path) {
         Ok(data) if is_it(&data) => Ok(path),
         _ => {

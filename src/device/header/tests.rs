@@ -79,6 +79,10 @@ impl Image {
     }
 }
 
+fn aead() -> Shape {
+    Shape { profile: Profile::Aead1, ..shape() }
+}
+
 fn refused(image: &Image) -> Reason {
     image.verify(&shape(), &key()).expect_err("refused").reason()
 }
@@ -116,6 +120,39 @@ fn a_sealed_header_verifies_and_is_frozen_in_both_places() {
     assert!(Place::ALL.iter().all(|place| frozen.candidate(*place, &shape()).is_ok()));
     let writer = File::options().write(true).open(verified.frozen.path()).expect("opens");
     assert_eq!(writer.write_all_at(b"x", 0).expect_err("sealed").kind(), io::ErrorKind::PermissionDenied);
+}
+
+#[test]
+fn a_profile_with_tags_has_a_header_of_its_own() {
+    let formatted = crypt::format(&aead(), &secret(PASSPHRASE)).expect("formats");
+    let digest = formatted.digest(&aead()).expect("of the profile");
+    let (sealed, _) = crypt::seal(formatted.clone(), &aead(), &key()).expect("seals");
+    let verified = sealed.verify(&aead(), &key()).expect("verifies");
+    assert!(!verified.frozen.is_new && formatted.frozen(&aead()).expect("freezes").is_new);
+    let document = sealed.document();
+    assert_eq!(document["segments"]["0"]["integrity"]["type"], "hmac(sha256)");
+    assert_eq!(document["keyslots"]["0"]["area"]["size"], "385024");
+    // The same bytes are no header of the other profile, under whichever seal.
+    let error = sealed.verify(&shape(), &key()).expect_err("refused");
+    assert_eq!(error.reason(), Reason::HeaderTampered, "{error}");
+    assert_eq!(SEALED.0.verify(&aead(), &key()).expect_err("refused").reason(), Reason::HeaderTampered);
+    let attacks: [fn(&mut Value); 5] = [
+        |d| d["segments"]["0"]["integrity"]["type"] = json!("none"),
+        |d| d["segments"]["0"]["integrity"]["journal_integrity"] = json!("hmac(sha256)"),
+        |d| d["segments"]["0"]["integrity"]["key_size"] = json!(0),
+        |d| drop(d["segments"]["0"].as_object_mut().expect("an object").remove("integrity")),
+        |d| d["keyslots"]["0"]["key_size"] = json!(64),
+    ];
+    for attack in attacks {
+        let error = sealed.clone().forge_json(attack).verify(&aead(), &key()).expect_err("refused");
+        assert_eq!(error.reason(), Reason::HeaderTampered);
+        assert!(error.message().contains("of its JSON") || error.message().contains("in its JSON"), "{error}");
+    }
+    // Without a seal it is found by what an authenticated record says of it, and by nothing else.
+    let found = formatted.unsealed(&aead(), &digest).expect("no error").expect("found");
+    assert_eq!(found.digest(&aead()).expect("of the profile"), digest);
+    assert!(found.bytes()[417_792..].iter().all(|byte| *byte == 0), "only what was checked is taken over");
+    assert!(formatted.unsealed(&aead(), &[0; 32]).expect("no error").is_none());
 }
 
 #[test]
