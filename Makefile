@@ -18,7 +18,7 @@ DENY         := $(HOME)/.cache/coffer/cargo-deny-$(DENY_VERSION)/bin/cargo-deny
 PACKAGES := mmdebstrap qemu-system-x86 swtpm libcryptsetup-dev libclang-dev clang libtss2-dev tpm2-tools \
             cryptsetup-bin e2fsprogs xfsprogs buildah pkg-config iproute2 jq strace openssl
 
-.PHONY: setup build lint unit csi scenarios kills kbs chart manifests api kernel faults sanity demo cluster conformance \
+.PHONY: setup own build lint unit csi scenarios kills kbs chart manifests api kernel faults sanity demo cluster conformance \
         conformance-short test soak bench shell down
 
 # Debian packages that are missing; asks the mirror only if one is.
@@ -28,12 +28,21 @@ setup:
 	    apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends $$missing; \
 	fi
 
-build: setup
+# Cargo knows by its age whether code was compiled. In a directory that is shared, what another checkout left looks
+# newer than it is: whoever comes after another one compiles its own code anew.
+own:
+	@owner=$(CARGO_BUILD_BUILD_DIR)/checkout; \
+	if [ "$$(cat $$owner 2>/dev/null)" != "$(CURDIR)" ]; then \
+	    rm -rf $(CARGO_BUILD_BUILD_DIR)/*/.fingerprint/coffer-*; \
+	    mkdir -p $(CARGO_BUILD_BUILD_DIR) && echo "$(CURDIR)" >$$owner; \
+	fi
+
+build: setup own
 	$(CARGO) build --profile rig --bin coffer
 	install -D $(TARGET)/rig/coffer $(TARGET)/shipped/coffer
 	$(CARGO) build $(FLAGS) --bins
 
-lint: setup $(DENY)
+lint: setup own $(DENY)
 	$(CARGO) fmt --check
 	$(CARGO) clippy $(FLAGS) --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc $(FLAGS) --no-deps
@@ -114,7 +123,7 @@ soak: build
 # On a node, ratios against cryptsetup by hand and by default, throughput, memory; in a cluster, the way from a claim to a
 # running pod. T=node or T=cluster for one of them, ROUNDS=1 for a short look. No test. It measures what the Dockerfile
 # builds.
-bench: setup
+bench: setup own
 	$(CARGO) build --profile dist --bin coffer
 	install -D $(TARGET)/dist/coffer $(TARGET)/shipped/coffer
 	$(CARGO) build --profile dist --all-features --bins

@@ -6,6 +6,7 @@
 mod arms;
 mod io;
 mod memory;
+mod tags;
 
 use std::env;
 use std::fs::File;
@@ -52,6 +53,7 @@ fn bench_of_times_throughput_and_memory() {
     times(&scene, rounds, &mut samples);
     throughput(&scene, rounds, &mut samples);
     scene.end();
+    tags::measure(&mut samples);
 }
 
 /// Every arm's whole life in every round; another one begins each time.

@@ -29,7 +29,7 @@ fn node(fate: Fate) -> Spec {
         name: "node1".into(),
         number: 1,
         memory_mib: 2048,
-        pool_bytes: 8 << 30,
+        pool_bytes: 16 << 30,
         images: None,
         forwards: Vec::new(),
         fate,

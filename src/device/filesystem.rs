@@ -69,7 +69,12 @@ fn judge_e2fsck(ended: &Output) -> Result<()> {
     match ended.status.code() {
         Some(code) if E2FSCK_FINE.contains(&code) => Ok(()),
         Some(code) if code & E2FSCK_LEFT != 0 => damaged("has errors that are not safe to repair unattended"),
-        // Without a usable superblock e2fsck calls it an operational error. In the C locale its texts do not vary.
+        // In the C locale the texts of operational errors do not vary. One is that of a sector whose tag is wrong.
+        _ if String::from_utf8_lossy(&ended.stderr).contains("Input/output error") => Err(Error::new(
+            Reason::DeviceUnreadable,
+            "the ext4 filesystem cannot be read: the storage below fails, or has changed it; restore it",
+        )),
+        // Another is that there is no usable superblock.
         _ if String::from_utf8_lossy(&ended.stderr).to_lowercase().contains("super") => {
             damaged("has no valid superblock")
         }
