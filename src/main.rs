@@ -11,35 +11,23 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use clap::Args;
-use clap::Parser;
-use clap::Subcommand;
-use clap::ValueEnum;
 use clap::error::ErrorKind;
-use rustix::process::DumpableBehavior;
-use rustix::process::Resource;
-use rustix::process::Rlimit;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use rustix::process::{DumpableBehavior, Resource, Rlimit};
 use tokio::signal::unix::SignalKind;
 use tokio::signal::unix::signal;
 use tracing_subscriber::EnvFilter;
 
-use coffer::cluster;
-use coffer::cluster::ClusterPools;
-use coffer::cluster::Witness;
+use coffer::cluster::{self, ClusterPools, Witness};
 #[cfg(feature = "dev")]
 use coffer::dev_kbs;
 use coffer::device::linux::LinuxMachine;
-use coffer::grpc::Door;
-use coffer::grpc::Sockets;
-use coffer::grpc::parse_endpoint;
-use coffer::http::Http;
-use coffer::http::Subject;
+use coffer::grpc::{Door, Sockets, parse_endpoint};
+use coffer::http::{Http, Subject};
 use coffer::inspect;
 use coffer::key::KeySource;
-use coffer::key::evidence::Attester;
-use coffer::key::kbs::KbsClient;
-use coffer::key::kbs::KbsConfig;
-use coffer::key::kbs::Limits;
+use coffer::key::evidence::{Attester, TSM_DIRECTORY, Tee, Tsm};
+use coffer::key::kbs::{KbsClient, KbsConfig, Limits};
 use coffer::lifecycle;
 use coffer::lifecycle::Lifecycle;
 use coffer::lifecycle::Local;
@@ -157,6 +145,9 @@ struct AttesterFlags {
     /// Who makes the proof on this machine. There is no fallback
     #[arg(long, env = "COFFER_ATTESTER", value_enum)]
     attester: AttesterKind,
+    /// Where configfs-tsm is, for attesters tdx, snp and tsm
+    #[arg(long, env = "COFFER_TSM", default_value = TSM_DIRECTORY, value_name = "DIR")]
+    tsm: PathBuf,
     /// How to reach the TPM, as the TSS writes it
     #[arg(long, env = "COFFER_TCTI", default_value = "device:/dev/tpmrm0")]
     tcti: String,
@@ -167,6 +158,12 @@ struct AttesterFlags {
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum AttesterKind {
+    /// Intel TDX: proves what was booted, and that memory is confidential
+    Tdx,
+    /// AMD SEV-SNP: the same
+    Snp,
+    /// TDX or SEV-SNP, whichever the kernel names at the start; neither is an error
+    Tsm,
     /// A TPM 2.0: proves what was booted
     #[cfg(feature = "tpm")]
     Tpm,
@@ -371,14 +368,15 @@ async fn kubernetes() -> Result<kube::Client> {
 }
 
 fn attester(flags: AttesterFlags) -> Result<Attester> {
-    match flags.attester {
+    Ok(match flags.attester {
+        AttesterKind::Tdx => Attester::Tsm(Tsm::new(flags.tsm, Tee::Tdx)),
+        AttesterKind::Snp => Attester::Tsm(Tsm::new(flags.tsm, Tee::Snp)),
+        AttesterKind::Tsm => Attester::Tsm(Tsm::detect(flags.tsm)?),
         #[cfg(feature = "tpm")]
-        AttesterKind::Tpm => {
-            coffer::key::evidence::Tpm::new(&flags.tcti, flags.endorsement_auth_file).map(Attester::Tpm)
-        }
+        AttesterKind::Tpm => Attester::Tpm(coffer::key::evidence::Tpm::new(&flags.tcti, flags.endorsement_auth_file)?),
         #[cfg(feature = "dev")]
-        AttesterKind::Sample => Ok(Attester::Sample),
-    }
+        AttesterKind::Sample => Attester::Sample,
+    })
 }
 
 /// Comes with SIGTERM or SIGINT. The handlers stand when this returns.

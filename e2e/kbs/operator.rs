@@ -90,12 +90,7 @@ fn a_new_key_goes_to_the_nodes_that_are_named_or_else_registered() {
     let directory = tempfile::tempdir().expect("a directory");
     let state = State::open(directory.path()).expect("a state directory");
     for name in ["one", "two"] {
-        let sample = AttesterDescription {
-            tee: "sample".into(),
-            attestation_key: None,
-            attestation_key_sha256: None,
-            pcrs: [].into(),
-        };
+        let sample = AttesterDescription::without_proof("sample");
         state.register(name, &sample, "0-7".parse().expect("PCRs")).expect("registered");
     }
     assert_eq!(state.put(&key_uri(), &secret(&SECRET), false, &[]).expect("stored"), ["one", "two"]);

@@ -8,6 +8,7 @@
 mod aead;
 mod bench;
 mod broker;
+mod configfs;
 mod crowds;
 mod crypt;
 mod driver;
@@ -25,4 +26,5 @@ mod secrecy;
 mod space;
 mod staging;
 mod tampering;
+mod tsm;
 mod volume;

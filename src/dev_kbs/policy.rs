@@ -88,7 +88,7 @@ impl Node {
     /// `InvalidArgument` if the description lacks a PCR or its key is not the one whose digest it names.
     pub fn new(description: &AttesterDescription, pcrs: PcrSet) -> Result<Self> {
         let refused = |what: &str| Error::invalid("attest.json", what);
-        let AttesterDescription { tee, attestation_key, attestation_key_sha256, pcrs: known } = description;
+        let AttesterDescription { tee, attestation_key, attestation_key_sha256, pcrs: known, .. } = description;
         let Some(key) = attestation_key else {
             if tee == "sample" {
                 return Ok(Self { tee: tee.clone(), attestation_key: None, pcrs: BTreeMap::new() });
@@ -174,6 +174,7 @@ mod tests {
             attestation_key: attestation_key.map(|key| STANDARD.encode(key)),
             attestation_key_sha256: Some(hex::encode(Sha256::digest(key))),
             pcrs: (0..).zip(pcrs.iter().map(hex::encode)).collect(),
+            claims: serde_json::Value::Null,
         }
     }
 

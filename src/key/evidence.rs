@@ -1,13 +1,11 @@
 //! What this machine can prove about itself, bound to one exchange with a KBS.
 //!
-//! An attester is named explicitly and nothing ever falls back to another one: a machine without its TPM proves
+//! An attester is named explicitly and nothing ever falls back to another one: a machine without its TEE or TPM proves
 //! nothing. `sample` proves nothing at all; it exists only with cargo feature `dev`.
-
-#[cfg(not(any(feature = "tpm", feature = "dev")))]
-compile_error!("choose feature `tpm` (or `dev`): without an attester there is no key that could be fetched");
 
 #[cfg(feature = "tpm")]
 mod tpm;
+mod tsm;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -17,10 +15,13 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha384};
 
 use super::jwe::RecipientKey;
+use crate::volume::Error;
+use crate::volume::Reason;
 use crate::volume::Result;
 
 #[cfg(feature = "tpm")]
 pub use tpm::Tpm;
+pub use tsm::{DIRECTORY as TSM_DIRECTORY, Tee, Tsm};
 
 /// PCRs of one bank that evidence covers: 0 to 23, as the TCG PC client profile numbers them.
 pub const PCR_COUNT: usize = 24;
@@ -42,6 +43,8 @@ pub fn report_data(nonce: &str, key: &RecipientKey, additional_evidence: &str) -
 
 /// Who makes the proof on this machine.
 pub enum Attester {
+    /// A confidential virtual machine: proves what was booted, and that memory is confidential.
+    Tsm(Tsm),
     /// A TPM 2.0: proves what was booted, not that memory is confidential.
     #[cfg(feature = "tpm")]
     Tpm(Tpm),
@@ -55,6 +58,7 @@ impl Attester {
     #[must_use]
     pub fn tee(&self) -> &'static str {
         match *self {
+            Self::Tsm(ref tsm) => tsm.tee(),
             #[cfg(feature = "tpm")]
             Self::Tpm(_) => "tpm",
             #[cfg(feature = "dev")]
@@ -72,9 +76,9 @@ impl Attester {
     ///
     /// # Errors
     /// `AttesterUnavailable` if this machine cannot make it.
-    #[cfg_attr(not(feature = "tpm"), expect(clippy::unused_async, reason = "only the TPM has to be waited for"))]
     pub async fn evidence(&self, data: &ReportData) -> Result<Value> {
         match *self {
+            Self::Tsm(ref tsm) => tsm.evidence(data).await,
             #[cfg(feature = "tpm")]
             Self::Tpm(ref tpm) => tpm.evidence(data).await,
             #[cfg(feature = "dev")]
@@ -89,15 +93,23 @@ impl Attester {
     ///
     /// # Errors
     /// `AttesterUnavailable` if this machine cannot tell.
-    #[cfg_attr(not(feature = "tpm"), expect(clippy::unused_async, reason = "only the TPM has to be waited for"))]
     pub async fn describe(&self) -> Result<AttesterDescription> {
         match *self {
+            Self::Tsm(ref tsm) => tsm.describe().await,
             #[cfg(feature = "tpm")]
             Self::Tpm(ref tpm) => tpm.describe().await,
             #[cfg(feature = "dev")]
             Self::Sample => Ok(AttesterDescription::without_proof("sample")),
         }
     }
+}
+
+/// Does `work` where it may block: hardware takes its time.
+async fn blocking<T: Send + 'static>(what: &str, work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|cause| {
+        let message = format!("the thread that {what} ended early");
+        Err(Error::new(Reason::AttesterUnavailable, message).caused_by(cause))
+    })
 }
 
 /// What a machine proves: the answer of `coffer attest`, and what a KBS's operator registers.
@@ -115,13 +127,22 @@ pub struct AttesterDescription {
     /// The SHA-256 bank by PCR number, in hexadecimal.
     #[serde(skip_serializing_if = "BTreeMap::is_empty", default)]
     pub pcrs: BTreeMap<u8, String>,
+    /// What a TEE's report says, under the names that the claims of a Trustee KBS have; bytes in hexadecimal.
+    #[serde(skip_serializing_if = "Value::is_null", default)]
+    pub claims: Value,
 }
 
 impl AttesterDescription {
     /// The description of an attester that has neither key nor measurements.
     #[must_use]
     pub fn without_proof(tee: &str) -> Self {
-        Self { tee: tee.to_owned(), attestation_key: None, attestation_key_sha256: None, pcrs: BTreeMap::new() }
+        Self {
+            tee: tee.to_owned(),
+            attestation_key: None,
+            attestation_key_sha256: None,
+            pcrs: BTreeMap::new(),
+            claims: Value::Null,
+        }
     }
 }
 
@@ -135,7 +156,21 @@ impl fmt::Display for AttesterDescription {
                 writeln!(f, "{name:<24}{value}")?;
             }
         }
-        self.pcrs.iter().try_for_each(|(number, value)| writeln!(f, "PCR {number:<20}{value}"))
+        self.pcrs.iter().try_for_each(|(number, value)| writeln!(f, "PCR {number:<20}{value}"))?;
+        write_claims(f, "", &self.claims)
+    }
+}
+
+/// One line for each value in `claims`, under the path to it.
+fn write_claims(f: &mut fmt::Formatter<'_>, path: &str, claims: &Value) -> fmt::Result {
+    match claims {
+        Value::Null => Ok(()),
+        Value::Object(members) => members.iter().try_for_each(|(name, value)| {
+            let dot = if path.is_empty() { "" } else { "." };
+            write_claims(f, &format!("{path}{dot}{name}"), value)
+        }),
+        Value::String(text) => writeln!(f, "{path:<32}{text}"),
+        value => writeln!(f, "{path:<32}{value}"),
     }
 }
 
@@ -188,6 +223,15 @@ mod tests {
         assert_ne!(base, report_data("AQAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=", &recipient(), ""));
         assert_ne!(base, report_data(NONCE, &other, ""));
         assert_ne!(base, report_data(NONCE, &recipient(), "{}"));
+    }
+
+    #[test]
+    fn claims_are_shown_by_the_path_to_them() {
+        let claims = json!({ "measurement": "ab", "reported_tcb": { "fmc": null, "snp": 8 } });
+        let description = AttesterDescription { claims, ..AttesterDescription::without_proof("snp") };
+        let shown = description.to_string();
+        let lines: Vec<Vec<&str>> = shown.lines().map(|line| line.split_whitespace().collect()).collect();
+        assert_eq!(lines, [["tee", "snp"], ["measurement", "ab"], ["reported_tcb.snp", "8"]]);
     }
 
     #[cfg(feature = "dev")]

@@ -27,7 +27,7 @@ use tss_esapi::traits::{Marshall, UnMarshall};
 use tss_esapi::utils::TpmsContext;
 use zeroize::Zeroizing;
 
-use super::{AttesterDescription, PCR_COUNT, ReportData};
+use super::{AttesterDescription, PCR_COUNT, ReportData, blocking};
 use crate::volume::Error;
 use crate::volume::Reason;
 use crate::volume::Result;
@@ -132,15 +132,13 @@ impl Tpm {
             attestation_key: Some(STANDARD.encode(&public_der)),
             attestation_key_sha256: Some(hex::encode(Sha256::digest(&public_der))),
             pcrs: (0..).zip(pcrs.map(hex::encode)).collect(),
+            claims: Value::Null,
         })
     }
 
-    /// Runs `question` where it may block: a TPM takes its time.
     async fn ask<T: Send + 'static>(&self, question: impl FnOnce(&Inner) -> Result<T> + Send + 'static) -> Result<T> {
         let inner = Arc::clone(&self.0);
-        tokio::task::spawn_blocking(move || question(&inner)).await.unwrap_or_else(|cause| {
-            Err(Error::new(Reason::AttesterUnavailable, "the thread that asked the TPM ended early").caused_by(cause))
-        })
+        blocking("asked the TPM", move || question(&inner)).await
     }
 }
 
