@@ -44,6 +44,7 @@
 //! | What is told as an Event? | `reconcile/status.rs`, `cluster/retained.rs`, `cluster/cleaner.rs` |
 //! | What is measured, and by what name? | `metrics.rs`, one table |
 //! | What does a KBS see? | `key/kbs.rs`, `key/evidence.rs` |
+//! | What should a KBS ask? | `kbs/` |
 //!
 //! # Invariants
 //! - A backing may veto a format and never permits one: only the record does, and only until it says `Ready`. What

@@ -61,7 +61,7 @@ fn hold_back(layer: &str) -> (Count, String) {
 
 /// The tests of the library and the programs whose names contain `filter`, on the host.
 pub(crate) fn unit(filter: &str) -> Result<()> {
-    cargo_test(&["--lib", "--bins", "--test", "house", "--test", "proto"], filter, &[])
+    cargo_test(&["--lib", "--bins", "--test", "house", "--test", "proto", "--test", "policy"], filter, &[])
 }
 
 /// The test target `name` of cargo, on the host.
