@@ -17,6 +17,7 @@ use std::process::Output;
 use coffer::cluster::EncryptedPool;
 use coffer::cluster::EncryptedVolume;
 use kube::CustomResourceExt as _;
+use serde_json::Value;
 
 /// Deleting a resource type deletes every resource of it, and with them the witnesses that volumes were formatted.
 const KEEP: (&str, &str) = ("helm.sh/resource-policy", "keep");
@@ -105,6 +106,7 @@ fn a_wrong_value_is_refused_with_its_name() {
         ("kbs.ca=", "/kbs/ca"),
         ("attester=none", "/attester"),
         ("attester=sample", "/attester"),
+        ("attester=auto", "/attester"),
         ("image.digest=latest", "/image/digest"),
         ("pools[0].name=Fast", "/pools/0/name"),
         ("pools[0].path=relative", "/pools/0/path"),
@@ -124,4 +126,48 @@ fn a_wrong_value_is_refused_with_its_name() {
     }
     let refused = helm(&["template", "helm/coffer"]);
     assert!(String::from_utf8_lossy(&refused.stderr).contains("/kbs/url"), "the KBS has no default");
+}
+
+/// What `helm template` makes with these values.
+fn objects(settings: &[&str]) -> Vec<Value> {
+    let mut arguments = vec!["template", "helm/coffer", "--values=helm/coffer/ci/minimal-values.yaml"];
+    settings.iter().for_each(|setting| arguments.extend(["--set", setting]));
+    let rendered = helm(&arguments);
+    assert!(rendered.status.success(), "{}", String::from_utf8_lossy(&rendered.stderr));
+    let text = String::from_utf8(rendered.stdout).expect("text");
+    serde_saphyr::from_multiple(&text).expect("YAML")
+}
+
+/// The paths of the host that `object`, whatever it is, mounts into pods.
+fn host_paths(object: &Value) -> Vec<&str> {
+    let volumes = object.pointer("/spec/template/spec/volumes").and_then(Value::as_array);
+    volumes.into_iter().flatten().filter_map(|volume| volume.pointer("/hostPath/path")?.as_str()).collect()
+}
+
+/// Whoever reaches a TPM or a TEE can prove to be this node.
+#[test]
+fn only_the_nodes_plugin_reaches_what_proves_the_node() {
+    for (attester, device) in [("tpm", "/dev"), ("tdx", "/sys/kernel/config"), ("snp", "/sys/kernel/config")] {
+        let objects = objects(&[&format!("attester={attester}")]);
+        let (node, others): (Vec<_>, Vec<_>) = objects.iter().partition(|object| object["kind"] == "DaemonSet");
+        let [node] = &node[..] else { panic!("{} DaemonSets", node.len()) };
+        assert!(host_paths(node).contains(&device), "{attester}: {:?}", host_paths(node));
+        let containers = node["spec"]["template"]["spec"]["containers"].as_array().expect("containers");
+        assert_eq!(containers.len(), 1, "{attester}: another program in the pod");
+        assert!(node.pointer("/spec/template/spec/initContainers").is_none());
+        let environment = containers[0]["env"].as_array().expect("an environment");
+        let named = environment.iter().find(|variable| variable["name"] == "COFFER_ATTESTER").expect("an attester");
+        assert_eq!(named["value"], attester);
+        assert!(others.iter().any(|object| object["kind"] == "Deployment"), "the controller");
+        for other in others {
+            let text = other.to_string();
+            assert!(host_paths(other).is_empty() && !text.contains("\"hostPath\""), "{}", other["kind"]);
+            assert!(!text.contains("\"privileged\":true") && !text.contains("COFFER_ATTESTER"), "{}", other["kind"]);
+        }
+    }
+    let paths = |settings: &[&str]| -> Vec<String> {
+        let objects = objects(settings);
+        objects.iter().flat_map(host_paths).map(str::to_owned).collect()
+    };
+    assert!(!paths(&[]).iter().any(|path| path.starts_with("/sys")), "a TPM needs nothing of /sys");
 }
