@@ -6,7 +6,7 @@
 mod file;
 mod pool;
 
-pub use file::{FileError, replace};
+pub use file::{FileError, read, replace};
 pub use pool::{POOL_FILE, PoolFile};
 
 use std::path::Path;
@@ -230,7 +230,7 @@ impl Record {
     /// Reads the record of `id` from `directory`. `None` if there is no such directory.
     pub fn read(directory: &Path, id: &VolumeId) -> Result<Option<Self>> {
         let path = directory.join(RECORD_FILE);
-        let text = match std::fs::read(&path) {
+        let text = match read(&path) {
             Ok(text) => text,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound && !directory.exists() => return Ok(None),
             Err(error) => {
@@ -242,14 +242,20 @@ impl Record {
         Self::parse(&text, id).map(Some)
     }
 
-    fn parse(text: &[u8], id: &VolumeId) -> Result<Self> {
+    /// Reads `text` as the record of `id`.
+    ///
+    /// # Errors
+    /// `RecordDamaged` if it is no record or another volume's, `RecordTooNew` if a newer version of the driver wrote it.
+    pub fn parse(text: &[u8], id: &VolumeId) -> Result<Self> {
         #[derive(Deserialize)]
         struct Versioned {
             schema: u32,
         }
-        let damaged = |error| {
-            let message = format!("{RECORD_FILE} of {id} is not a record; restore it from a copy");
-            Error::new(Reason::RecordDamaged, message).caused_by(error)
+        // What serde says repeats members as somebody wrote them; it is shown to people, so only the place is told.
+        let damaged = |error: serde_json::Error| {
+            let (line, column) = (error.line(), error.column());
+            let found = format!("{RECORD_FILE} of {id} is not a record from line {line}, column {column} on");
+            Error::new(Reason::RecordDamaged, format!("{found}; restore it from a copy"))
         };
         let versioned: Versioned = serde_json::from_slice(text).map_err(damaged)?;
         if versioned.schema > SCHEMA {
@@ -355,6 +361,34 @@ mod tests {
                 Record::parse(&changed, &record.id).and_then(|record| record.authenticate(&[2; 32], &key(3)));
             assert!(accepted.is_err(), "byte {at} of {}", String::from_utf8_lossy(&text));
         }
+    }
+
+    #[test]
+    fn what_somebody_wrote_into_a_record_is_not_repeated() {
+        let record = declared();
+        let text = serde_json::to_string(&record).expect("serialises");
+        for (member, hostile) in [
+            ("\"sizes\"", "\"\\u007fcanary\""),
+            ("\"ext4\"", "\"\\ncanary\""),
+            ("\"kbs:///a/b/c\"", "\"canary\""),
+            ("\"Declared\"", "\"canary\""),
+            (record.id.as_str(), "canary"),
+        ] {
+            let changed = text.replace(member, hostile);
+            assert_ne!(changed, text);
+            let error = Record::parse(changed.as_bytes(), &record.id).expect_err("refused");
+            assert!(!error.chain().contains("canary"), "{}", error.chain());
+        }
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_a_record_is_not_read_whole() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join(RECORD_FILE);
+        std::fs::File::create(&path).and_then(|file| file.set_len(1 << 40)).expect("a sparse file");
+        let error = Record::read(directory.path(), &declared().id).expect_err("refused");
+        assert_eq!(error.reason(), Reason::RecordDamaged);
+        assert!(error.chain().contains("too large"), "{}", error.chain());
     }
 
     #[test]

@@ -77,10 +77,10 @@ impl fmt::Display for VolumeId {
 }
 
 impl TryFrom<String> for VolumeId {
-    type Error = String;
+    type Error = &'static str;
 
-    fn try_from(text: String) -> std::result::Result<Self, String> {
-        Self::parse(&text).ok_or_else(|| format!("{text:?} is not a volume id (cv- and 32 hexadecimal digits)"))
+    fn try_from(text: String) -> std::result::Result<Self, Self::Error> {
+        Self::parse(&text).ok_or("a volume id is cv- and 32 hexadecimal digits in lower case")
     }
 }
 
@@ -222,6 +222,12 @@ mod tests {
         for text in ["", "cv-", "../../etc", "cv-../../../../../../../../../../e", "cv-0", &upper, &long] {
             assert_eq!(VolumeId::parse(text), None, "{text}");
         }
+    }
+
+    #[test]
+    fn what_is_no_id_is_not_repeated() {
+        let error = serde_json::from_str::<VolumeId>(r#""cv-\u001b[2Jcanary""#).expect_err("refused").to_string();
+        assert!(error.contains("32 hexadecimal digits") && !error.contains("canary"), "{error}");
     }
 
     #[test]

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::LocalPool;
 use super::now;
+use crate::record::read;
 use crate::record::replace;
 use crate::volume::Error;
 use crate::volume::VolumeId;
@@ -75,7 +76,7 @@ impl LocalPool {
     }
 
     fn noted<T: DeserializeOwned>(&self, id: &VolumeId, file: &str) -> Option<T> {
-        let text = std::fs::read(self.directory(id).join(file)).ok()?;
+        let text = read(&self.directory(id).join(file)).ok()?;
         serde_json::from_slice(&text).ok()
     }
 }

@@ -1,11 +1,17 @@
-//! Replacing a small file so that after a crash either the old or the new one is there, whole.
+//! Reading a small file that may be anything by now, and replacing it so that after a crash either the old or the new one
+//! is there, whole.
 
 use std::fs::File;
+use std::io;
+use std::io::Read;
 use std::io::Write;
 use std::path::Path;
 
 use crate::volume::Error;
 use crate::volume::Reason;
+
+/// The largest file that is read; what this driver writes has a few KiB.
+const LIMIT_BYTES: u64 = 1 << 20;
 
 /// Why a file could not be replaced.
 #[derive(Debug, thiserror::Error)]
@@ -26,6 +32,13 @@ impl FileError {
         };
         Error::new(reason, doing).caused_by(self)
     }
+}
+
+/// The contents of the file at `path`, unless it is larger than any of ours.
+pub fn read(path: &Path) -> io::Result<Vec<u8>> {
+    let mut text = Vec::new();
+    File::open(path)?.take(LIMIT_BYTES + 1).read_to_end(&mut text)?;
+    if text.len() as u64 > LIMIT_BYTES { Err(io::ErrorKind::FileTooLarge.into()) } else { Ok(text) }
 }
 
 /// Writes `text` to `directory/name`: temporary file, fsync, rename, fsync of the directory.

@@ -5,6 +5,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use super::read;
 use super::replace;
 use crate::volume::Error;
 use crate::volume::Reason;
@@ -39,11 +40,10 @@ impl PoolFile {
     pub fn read(directory: &Path) -> Result<Self> {
         let path = directory.join(POOL_FILE);
         let missing = |what: &str| Error::new(Reason::PoolMissing, format!("{}: {what}", path.display()));
-        let text = std::fs::read(&path).map_err(|error| {
+        let text = read(&path).map_err(|error| {
             missing("is the pool's disk mounted? A new pool is made with `coffer pool init`").caused_by(error)
         })?;
-        let pool: Self =
-            serde_json::from_slice(&text).map_err(|error| missing("is not a pool's mark").caused_by(error))?;
+        let pool: Self = serde_json::from_slice(&text).map_err(|_| missing("is not a pool's mark"))?;
         if pool.schema > SCHEMA {
             return Err(missing("was written by a newer version of the driver; update it"));
         }
