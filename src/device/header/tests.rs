@@ -1,6 +1,8 @@
 //! The header against everything that a device may show: what we wrote, what a power cut leaves, what an attacker
 //! makes of it. The images are made by the libcryptsetup of the machine, so these tests also notice when it changes.
 
+mod mutation;
+
 use std::io::Write;
 use std::process::{Command, Stdio};
 use std::sync::LazyLock;
