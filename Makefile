@@ -11,15 +11,17 @@ FAULTS := kills:: crowds:: refusals::
 # Libraries are compiled once for all checkouts; what is made of this one's own code is in it.
 export CARGO_BUILD_BUILD_DIR ?= $(HOME)/.cache/coffer/cargo
 
-# Of the linters only this one is no part of the toolchain.
+# Of the tools of Rust these are no part of the toolchain.
 DENY_VERSION := 0.20.2
 DENY         := $(HOME)/.cache/coffer/cargo-deny-$(DENY_VERSION)/bin/cargo-deny
+FUZZ_VERSION := 0.13.2
+FUZZ         := $(HOME)/.cache/coffer/cargo-fuzz-$(FUZZ_VERSION)/bin/cargo-fuzz
 
 PACKAGES := mmdebstrap qemu-system-x86 swtpm libcryptsetup-dev libclang-dev clang libtss2-dev tpm2-tools \
             cryptsetup-bin e2fsprogs xfsprogs buildah pkg-config iproute2 jq strace openssl
 
-.PHONY: setup own build lint unit csi scenarios kills kbs chart manifests api kernel faults sanity demo cluster conformance \
-        conformance-short test soak bench shell down
+.PHONY: setup own build lint unit fuzz fuzz-short fuzz-targets csi scenarios kills kbs chart manifests api kernel faults \
+        sanity demo cluster conformance conformance-short test soak bench shell down
 
 # Debian packages that are missing; asks the mirror only if one is.
 setup:
@@ -33,7 +35,7 @@ setup:
 own:
 	@owner=$(CARGO_BUILD_BUILD_DIR)/checkout; \
 	if [ "$$(cat $$owner 2>/dev/null)" != "$(CURDIR)" ]; then \
-	    rm -rf $(CARGO_BUILD_BUILD_DIR)/*/.fingerprint/coffer-*; \
+	    rm -rf $(CARGO_BUILD_BUILD_DIR)/*/.fingerprint/coffer-* $(CARGO_BUILD_BUILD_DIR)/*/*/.fingerprint/coffer-*; \
 	    mkdir -p $(CARGO_BUILD_BUILD_DIR) && echo "$(CURDIR)" >$$owner; \
 	fi
 
@@ -44,6 +46,7 @@ build: setup own
 
 lint: setup own $(DENY)
 	$(CARGO) fmt --check
+	$(CARGO) fmt --check --manifest-path fuzz/Cargo.toml
 	$(CARGO) clippy $(FLAGS) --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc $(FLAGS) --no-deps
 	$(DENY) --all-features check licenses bans sources
@@ -51,9 +54,23 @@ lint: setup own $(DENY)
 $(DENY):
 	$(CARGO) install cargo-deny --version $(DENY_VERSION) --locked --root $(abspath $(@D)/..)
 
+$(FUZZ):
+	$(CARGO) install cargo-fuzz --version $(FUZZ_VERSION) --locked --root $(abspath $(@D)/..)
+
 # Tests of the library and of the programs: no kernel, no TPM.
 unit: build
 	$(RIG) unit '$(T)'
+
+# Everything that reads an attacker's bytes, under a fuzzer: the stored cases, then new ones for SECONDS. The short one is
+# for CI.
+fuzz: SECONDS := 600
+fuzz-short: SECONDS := 10
+fuzz fuzz-short: fuzz-targets
+	$(RIG) fuzz --programs $(TARGET)/fuzz/$(shell uname -m)-unknown-linux-gnu/release --seconds $(SECONDS) '$(T)'
+
+# Without a sanitizer, which wants an unstable compiler and everything compiled anew: what is fuzzed has no unsafe code.
+fuzz-targets: build $(FUZZ)
+	$(FUZZ) build --sanitizer none --target-dir $(TARGET)/fuzz
 
 # Every cell of the CSI's error table over the real socket.
 csi: build

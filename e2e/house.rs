@@ -11,7 +11,7 @@ const LINES: usize = 500;
 /// Names that say nothing.
 const EMPTY_WORDS: [&str; 4] = ["util", "helper", "common", "manager"];
 /// Where Rust source of ours lies.
-const TREES: [&str; 3] = ["src", "e2e", "proto"];
+const TREES: [&str; 4] = ["src", "e2e", "fuzz", "proto"];
 
 #[test]
 fn every_file_keeps_the_rules_of_the_house() {

@@ -14,7 +14,7 @@ use crate::report::Count;
 use crate::report::stage;
 
 /// What needs no node. Each layer is a target of the Makefile.
-const ON_THE_HOST: [&str; 5] = ["unit", "csi", "kbs", "chart", "api"];
+const ON_THE_HOST: [&str; 6] = ["unit", "fuzz-short", "csi", "kbs", "chart", "api"];
 /// An emulated node keeps one core busy, so two of them share the machine: these on one, one after the other,
 const ON_ONE_NODE: [&str; 1] = ["kernel"];
 /// and these beside them on another.

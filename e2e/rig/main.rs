@@ -15,6 +15,7 @@ mod cluster;
 mod conformance;
 mod control_plane;
 mod demo;
+mod fuzz;
 mod guest;
 mod image;
 mod image_store;
@@ -104,6 +105,18 @@ enum Command {
     /// Run the tests of the chart, on the host.
     Chart {
         /// Only tests whose names contain this.
+        #[arg(default_value = "")]
+        filter: String,
+    },
+    /// Run the fuzz targets, on the host.
+    Fuzz {
+        /// Where cargo-fuzz built them.
+        #[arg(long)]
+        programs: PathBuf,
+        /// For how long, in seconds.
+        #[arg(long)]
+        seconds: u32,
+        /// Only targets whose names contain this.
         #[arg(default_value = "")]
         filter: String,
     },
@@ -200,6 +213,7 @@ fn run(arguments: Arguments) -> Result<()> {
         Command::Kernel { filter, skip, soak } => suites::kernel(&run.join("kernel"), &filter, &skip, soak),
         Command::Api { filter } => api::test(&run.join("api"), &filter),
         Command::Chart { filter } => layers::chart(&filter),
+        Command::Fuzz { programs, seconds, filter } => fuzz::test(&run.join("fuzz"), &programs, &filter, seconds),
         Command::Sanity => suites::sanity(&run.join("sanity")),
         Command::Bench { rounds, only } => bench::report(&run.join("bench"), rounds, only),
         Command::Up => {

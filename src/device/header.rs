@@ -349,7 +349,8 @@ impl fmt::Display for Defect {
 
 impl Frozen {
     /// The path under which this process can open the file while this value lives.
-    pub(super) fn path(&self) -> PathBuf {
+    #[must_use]
+    pub fn path(&self) -> PathBuf {
         PathBuf::from(format!("/proc/self/fd/{}", self.file.as_raw_fd()))
     }
 }
