@@ -22,6 +22,16 @@ fn every_file_keeps_the_rules_of_the_house() {
 }
 
 #[test]
+fn every_claim_about_security_names_tests_that_are_there() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let page = fs::read_to_string(root.join("SECURITY.md")).expect("the page is there");
+    let source: String = read(root).into_values().collect();
+    let named = page.split('`').skip(1).step_by(2).filter(|word| word.matches('_').count() > 3);
+    let missing: Vec<&str> = named.clone().filter(|name| !source.contains(&format!("fn {name}("))).collect();
+    assert!(named.count() > 40 && missing.is_empty(), "no test is called\n{}", missing.join("\n"));
+}
+
+#[test]
 fn a_tree_that_breaks_the_rules_is_caught() {
     let long = format!("//! Long.\n{}", "\n".repeat(LINES));
     let files: BTreeMap<PathBuf, String> = [
