@@ -11,6 +11,7 @@ pub mod fake;
 pub mod filesystem;
 pub mod header;
 pub mod init;
+pub mod integrity;
 pub mod linux;
 pub mod mount;
 
@@ -21,6 +22,7 @@ use uuid::Uuid;
 use crate::volume::{FsType, Init, Profile, Result, SecretBytes, VolumeId};
 use backing::Attached;
 use header::Frozen;
+use integrity::Opening;
 
 /// What a volume's device must look like when it is open, taken from the record and from nothing on the disk.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -129,6 +131,9 @@ pub trait Machine: Send + Sync + 'static {
     /// Unlocks `header` with `passphrase`, loads the table over `attached`, reads it back, and removes it again if
     /// it is not what the shape demands.
     fn open(&self, shape: &Shape, attached: &Attached, header: &Frozen, passphrase: &SecretBytes) -> Result<()>;
+
+    /// The open volume's device from now on, in the terms in which the kernel tells of bad sectors.
+    fn opening(&self, id: &VolumeId) -> Result<Opening>;
 
     /// Removes whatever stands under the volume's name, complete or not. Absent is fine.
     fn close(&self, id: &VolumeId) -> Result<()>;

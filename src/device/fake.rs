@@ -36,6 +36,9 @@ use super::Usage;
 use super::backing::Attached;
 use super::crypt;
 use super::header::Frozen;
+use super::integrity::BadSector;
+use super::integrity::Moment;
+use super::integrity::Opening;
 use super::mount;
 use crate::volume::DATA_OFFSET_BYTES;
 use crate::volume::Error;
@@ -60,6 +63,7 @@ pub enum Verb {
     Attach,
     Detach,
     Open,
+    Opening,
     Close,
     Initialise,
     MakeFilesystem,
@@ -94,6 +98,10 @@ struct State {
     initialised: Vec<(Init, u64)>,
     faults: Vec<(Verb, When, Reason)>,
     calls: BTreeMap<Verb, usize>,
+    /// How many devices were ever opened.
+    disks: u64,
+    /// How many lines the kernel log has.
+    lines: u64,
 }
 
 #[derive(Debug)]
@@ -102,6 +110,7 @@ struct FakeMapper {
     state: Mapper,
     inode: u64,
     marker: String,
+    disk: u64,
 }
 
 impl FakeMachine {
@@ -133,7 +142,7 @@ impl FakeMachine {
     /// Puts a device under the volume's name: what a killed call left, or somebody else's.
     pub fn put_mapper(&self, shape: &Shape, state: Mapper) {
         let inode = std::fs::metadata(&shape.backing).map_or(0, |found| found.ino());
-        let mapper = FakeMapper { shape: shape.clone(), state, inode, marker: String::new() };
+        let mapper = FakeMapper { shape: shape.clone(), state, inode, marker: String::new(), disk: 0 };
         self.state().mappers.insert(shape.id.clone(), mapper);
     }
 
@@ -143,6 +152,18 @@ impl FakeMachine {
         let mut state = self.state();
         let path = PathBuf::from(format!("/dev/loop{}", 100 + state.stray_loops.len()));
         state.stray_loops.insert(path, inode);
+    }
+
+    /// The kernel tells that `sector` of the open volume does not hold what was written there.
+    ///
+    /// # Panics
+    /// If the volume is not open.
+    #[must_use]
+    pub fn bad_sector(&self, id: &VolumeId, sector: u64) -> BadSector {
+        let mut state = self.state();
+        state.lines += 1;
+        let (when, disk) = (Moment::Line(state.lines), state.mappers[id].disk.to_string());
+        BadSector { id: id.clone(), sector, disk, when }
     }
 
     /// The mount table: what is there of every volume.
@@ -252,9 +273,17 @@ impl Machine for FakeMachine {
                 attached.device.write_all_at(&superblock, DATA_OFFSET_BYTES).map_err(internal)?;
             }
             let inode = attached.device.metadata().map_err(internal)?.ino();
-            let mapper = FakeMapper { shape: shape.clone(), state: Mapper::Live, inode, marker: volume_key(header)? };
+            let marker = volume_key(header)?;
+            state.disks += 1;
+            let mapper = FakeMapper { shape: shape.clone(), state: Mapper::Live, inode, marker, disk: state.disks };
             state.mappers.insert(shape.id.clone(), mapper);
             Ok(())
+        })
+    }
+
+    fn opening(&self, id: &VolumeId) -> Result<Opening> {
+        self.call(Verb::Opening, |state| {
+            Ok(Opening { disk: state.live(id)?.disk.to_string(), line: state.lines, milliseconds: 0 })
         })
     }
 

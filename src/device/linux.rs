@@ -22,6 +22,7 @@ use super::feature;
 use super::filesystem;
 use super::header::Frozen;
 use super::init;
+use super::integrity::Opening;
 use super::mount;
 use crate::volume::Error;
 use crate::volume::FsType;
@@ -55,6 +56,16 @@ impl Machine for LinuxMachine {
 
     fn open(&self, shape: &Shape, attached: &Attached, header: &Frozen, passphrase: &SecretBytes) -> Result<()> {
         crypt::open(shape, attached, header, passphrase)
+    }
+
+    fn opening(&self, id: &VolumeId) -> Result<Opening> {
+        Opening::of(&crypt::device_node(id)?).map_err(|cause| {
+            Error::new(
+                Reason::Internal,
+                format!("what the kernel tells of {id} cannot be told from what it told before"),
+            )
+            .caused_by(cause)
+        })
     }
 
     fn close(&self, id: &VolumeId) -> Result<()> {
