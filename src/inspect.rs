@@ -8,6 +8,7 @@ use serde::Serialize;
 use crate::device::Kernel;
 use crate::device::Machine;
 use crate::device::Mapper;
+use crate::provision::BadSectors;
 use crate::provision::LocalPool;
 use crate::provision::Pools;
 use crate::provision::Refusal;
@@ -54,6 +55,9 @@ pub struct View {
     /// Why the last stage was refused, if none has succeeded since.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub refusal: Option<Refusal>,
+    /// The sectors that are known not to hold what was written there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bad_sectors: Option<BadSectors>,
 }
 
 /// What the kernel holds for one volume, in words.
@@ -104,12 +108,12 @@ fn view(pool: &LocalPool, machine: &dyn Machine, id: VolumeId, record: Result<Re
         Ok(kernel) => Held::from(kernel),
         Err(error) => Held { mapper: error.chain(), loops: Vec::new(), mounts: Vec::new() },
     };
-    let refusal = pool.refusal(&id);
+    let (refusal, bad_sectors) = (pool.refusal(&id), pool.bad_sectors(&id));
     let (record, record_error) = match record {
         Ok(record) => (Some(record), None),
         Err(error) => (None, Some(error.chain())),
     };
-    View { id, record, record_error, kernel, refusal }
+    View { id, record, record_error, kernel, refusal, bad_sectors }
 }
 
 impl From<Kernel> for Held {
@@ -196,6 +200,9 @@ impl fmt::Display for View {
         self.kernel.mounts.iter().try_for_each(|path| writeln!(f, "mount      {path}"))?;
         if let Some(refusal) = &self.refusal {
             writeln!(f, "refused    {}  {}: {}", refusal.at, refusal.reason, refusal.message)?;
+        }
+        if let Some(bad) = &self.bad_sectors {
+            writeln!(f, "damaged    {}  {}: {bad}", bad.last, Reason::IntegrityError)?;
         }
         Ok(())
     }

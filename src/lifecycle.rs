@@ -5,6 +5,7 @@
 
 mod busy;
 mod health;
+mod integrity;
 mod local;
 mod publish;
 mod purge;
@@ -57,7 +58,8 @@ const SETTLED_LIMIT: usize = 256;
 pub struct Lifecycle {
     host: Arc<Host>,
     busy: Arc<Busy>,
-    /// Told of each volume on which an operation has ended: deletions wait for it, and others show what has changed.
+    /// Told of each volume on which an operation has ended, or which has lost data: deletions wait for it, and others show
+    /// what has changed.
     settled: broadcast::Sender<VolumeId>,
 }
 
@@ -89,7 +91,7 @@ impl Lifecycle {
         }
     }
 
-    /// Tells of each volume on which an operation has ended from now on.
+    /// Tells of each volume on which an operation has ended, or which has lost data, from now on.
     #[must_use]
     pub fn settled(&self) -> broadcast::Receiver<VolumeId> {
         self.settled.subscribe()

@@ -21,6 +21,7 @@ use tracing_subscriber::EnvFilter;
 use coffer::cluster::{self, ClusterPools, Witness};
 #[cfg(feature = "dev")]
 use coffer::dev_kbs;
+use coffer::device::integrity::Listener;
 use coffer::device::linux::LinuxMachine;
 use coffer::grpc::{Door, Sockets, parse_endpoint};
 use coffer::http::{Http, Subject};
@@ -342,6 +343,7 @@ async fn node_half(flags: Node, witness: Option<Witness>) -> Result<NodeHalf> {
     }
     let metrics = Metrics::default();
     let lifecycle = Lifecycle::new(Arc::new(LinuxMachine), keys, pools, witness, metrics.clone());
+    tokio::spawn(lifecycle.clone().watch(Listener::start()));
     let door = Door::node(lifecycle.clone(), flags.node_name, flags.max_volumes, metrics.clone());
     let registry =
         Some(flags.kubelet_dir).filter(|dir| !dir.is_empty()).map(|dir| PathBuf::from(dir).join("plugins_registry"));

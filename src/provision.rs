@@ -6,6 +6,8 @@
 //! <pool>/<id>/backing          the image
 //! <pool>/<id>/refusal.json     why the last stage was refused, for display
 //! <pool>/<id>/release.json     who had the key released, and when, for display
+//! <pool>/<id>/opening.json     from when on what the kernel tells of the volume's device is the volume's
+//! <pool>/<id>/integrity.json   sectors that do not hold what was written there, for display
 //! <pool>/creating-<id>/        a creation that was interrupted: nothing of value, swept
 //! <pool>/deleting-<id>/        a deletion that was interrupted: finished by the next call
 //! ```
@@ -14,6 +16,7 @@ mod notes;
 mod pools;
 mod space;
 
+pub use notes::BadSectors;
 pub use notes::Refusal;
 pub use notes::Release;
 pub use pools::Pools;

@@ -57,7 +57,8 @@ use crate::volume::VolumeSpec;
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
     printcolumn(name = "Pool", type_ = "string", json_path = ".spec.pool", priority = 1),
     printcolumn(name = "Content", type_ = "string", json_path = ".spec.content", priority = 1),
-    printcolumn(name = "Key", type_ = "string", json_path = ".spec.keyUri", priority = 1)
+    printcolumn(name = "Key", type_ = "string", json_path = ".spec.keyUri", priority = 1),
+    printcolumn(name = "Integrity-Errors", type_ = "integer", json_path = ".status.integrityErrors", priority = 1)
 )]
 #[x_kube(validation = Rule::new(
     "self.nodeName == oldSelf.nodeName && self.pool == oldSelf.pool && self.name == oldSelf.name && \
@@ -120,6 +121,10 @@ pub struct EncryptedVolumeStatus {
     /// Healthy, or the reason word of the worst that is wrong.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub health: Option<String>,
+    /// How many of its sectors are known not to hold what was written there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0))]
+    pub integrity_errors: Option<i64>,
     /// What is true of the volume and why, with words that say what to do.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]

@@ -52,7 +52,8 @@ pub(super) fn code(reason: Reason) -> Code {
         | Reason::DeviceUnreadable
         | Reason::HeaderMissing
         | Reason::HeaderTampered
-        | Reason::FilesystemDamaged => Code::DataLoss,
+        | Reason::FilesystemDamaged
+        | Reason::IntegrityError => Code::DataLoss,
         Reason::Unimplemented => Code::Unimplemented,
         Reason::Internal => Code::Internal,
     }

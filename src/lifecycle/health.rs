@@ -7,6 +7,7 @@ use super::Host;
 use crate::device::backing::Attached;
 use crate::device::crypt;
 use crate::device::header::Image;
+use crate::provision::BadSectors;
 use crate::provision::Refusal;
 use crate::record::Record;
 use crate::record::State;
@@ -17,8 +18,14 @@ use crate::volume::Reason;
 use crate::volume::Result;
 
 impl Host {
-    /// What is wrong with the volume of `record`, whose last stage was refused as `refusal` says unless it is open.
-    pub(super) fn health(&self, record: &Record, refusal: Option<&Refusal>) -> Vec<HealthEntry> {
+    /// What is wrong with the volume of `record`, which has the sectors `bad`, and whose last stage was refused as `refusal`
+    /// says unless it is open.
+    pub(super) fn health(
+        &self,
+        record: &Record,
+        refusal: Option<&Refusal>,
+        bad: Option<&BadSectors>,
+    ) -> Vec<HealthEntry> {
         let refused = refusal.map(|refusal| HealthEntry {
             status: HealthStatus::Inaccessible,
             reason: refusal.reason.clone(),
@@ -30,7 +37,12 @@ impl Host {
             reason: reason.to_string(),
             message,
         });
-        lost.into_iter().chain(refused).collect()
+        let bad = bad.map(|bad| HealthEntry {
+            status: HealthStatus::DataLoss,
+            reason: Reason::IntegrityError.to_string(),
+            message: bad.to_string(),
+        });
+        lost.into_iter().chain(bad).chain(refused).collect()
     }
 
     /// A Ready volume whose backing holds no intact copy of its header will not open again.

@@ -26,6 +26,8 @@ pub struct Sighting {
     pub refusal: Option<Refusal>,
     /// The last release of its key to this machine.
     pub release: Option<Release>,
+    /// How many of its sectors are known not to hold what was written there.
+    pub bad_sectors: usize,
     /// What is wrong with it.
     pub health: Vec<HealthEntry>,
 }
@@ -70,9 +72,10 @@ impl Host {
         let record = self.pools.get(id)?;
         let pool = self.pools.of(id);
         let is_open = self.machine.look(id, Some(&pool.shape(&record)))?.mapper == Mapper::Live;
-        let refusal = pool.refusal(id);
-        let health = self.health(&record, refusal.as_ref().filter(|_| !is_open));
+        let (refusal, bad) = (pool.refusal(id), pool.bad_sectors(id));
+        let health = self.health(&record, refusal.as_ref().filter(|_| !is_open), bad.as_ref());
         let is_ready = record.state == State::Ready;
-        Ok(Sighting { is_ready, is_open, refusal, release: pool.release(id), health })
+        let bad_sectors = bad.map_or(0, |bad| bad.sectors.len());
+        Ok(Sighting { is_ready, is_open, refusal, release: pool.release(id), bad_sectors, health })
     }
 }

@@ -1,5 +1,7 @@
 //! Lifecycles on the fake machine: every rung with every fault, and what a driver that died leaves behind.
 
+mod integrity;
+
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;

@@ -73,6 +73,7 @@ pub(super) fn seen(volume: &EncryptedVolume, sighting: &Sighting) -> EncryptedVo
         let text = "the node proved what it is, and its key was released";
         say(&mut status, volume, condition::OPENED, Ok(("Attested", text.into())));
     }
+    status.integrity_errors = i64::try_from(sighting.bad_sectors).ok();
     let worst = sighting.health.iter().max_by_key(|entry| entry.status);
     status.health = Some(worst.map_or_else(|| HEALTHY.to_owned(), |entry| entry.status.to_string()));
     match worst {
@@ -199,7 +200,7 @@ mod tests {
         let health =
             vec![HealthEntry { status: HealthStatus::Inaccessible, reason: word.clone(), message: "no".into() }];
         let refusal = Some(Refusal { reason: word, message: "no".into(), at: "2026-01-01T00:00:00Z".into() });
-        Sighting { is_ready: true, is_open: false, refusal, release: None, health }
+        Sighting { is_ready: true, is_open: false, refusal, release: None, bad_sectors: 0, health }
     }
 
     #[test]
@@ -223,6 +224,20 @@ mod tests {
         }
         let status = unseen(&volume, &Error::new(Reason::RecordTampered, "changed"));
         assert_eq!(told(&mut volume, status), ["!Look RecordTampered"]);
+        let lost = |bad_sectors| {
+            let health = HealthEntry {
+                status: HealthStatus::DataLoss,
+                reason: Reason::IntegrityError.to_string(),
+                message: format!("{bad_sectors}"),
+            };
+            Sighting { bad_sectors, health: vec![health], ..open.clone() }
+        };
+        for (bad_sectors, news) in [(0, [].as_slice()), (1, &["!Look IntegrityError"]), (2, &[])] {
+            let sighting = if bad_sectors == 0 { open.clone() } else { lost(bad_sectors) };
+            let status = seen(&volume, &sighting);
+            assert_eq!(status.integrity_errors, i64::try_from(bad_sectors).ok());
+            assert_eq!(told(&mut volume, status), news);
+        }
         let status = not_erased(&volume, &Error::new(Reason::StillStaged, "in use"));
         assert_eq!(told(&mut volume, status), ["Delete StillStaged"]);
         let status = erased(&volume);

@@ -97,6 +97,8 @@ reasons! {
     ForeignDevice,
     /// The filesystem has errors that are not safe to repair unattended.
     FilesystemDamaged,
+    /// Sectors of the payload do not hold what was written there. No call is refused for it; the volume's health shows it.
+    IntegrityError,
     /// The cluster has seen the volume Ready, or does not know it: it is not formatted.
     PermitRevoked,
     /// The API server cannot be asked whether the volume may be formatted.
@@ -147,6 +149,7 @@ impl Reason {
                 | Self::HeaderTampered
                 | Self::WrongVolume
                 | Self::FilesystemDamaged
+                | Self::IntegrityError
         )
     }
 }

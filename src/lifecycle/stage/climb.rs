@@ -117,7 +117,13 @@ impl<'a> Climb<'a> {
                 Ok(())
             }
             Step::Prepare => self.prepare(),
-            Step::Open => self.open(),
+            Step::Open => {
+                self.open()?;
+                if self.record.state == State::Ready {
+                    self.host.note_opening(self.shape);
+                }
+                Ok(())
+            }
             Step::Finish => self.finish(),
         }
     }
@@ -242,6 +248,7 @@ impl<'a> Climb<'a> {
         let (image, digest) = crypt::seal(image, self.shape, &self.keys().seal)?;
         image.write(self.attached())?;
         self.promote(digest)?;
+        self.host.note_opening(self.shape);
         self.header = Some(Header::Fresh(image));
         Ok(())
     }
