@@ -24,6 +24,8 @@ use tonic::transport::Endpoint;
 pub(crate) const KUBELET: &str = "/var/lib/kubelet";
 /// The socket of the driver under test.
 pub(crate) const SOCKET: &str = "/var/lib/kubelet/plugins/csi.coffer.dev/csi.sock";
+/// Where the driver under test answers over HTTP.
+pub(crate) const HTTP: &str = "127.0.0.1:9808";
 /// What Kubernetes would call this node.
 const NODE: &str = "node1";
 /// Enough for a stage under TCG behind a slow KBS.
@@ -243,6 +245,17 @@ impl Driver {
         Ok(())
     }
 
+    /// `NodeGetVolumeHealth`: status, reason and message of each entry.
+    pub(crate) fn health(&self, id: &str) -> Vec<(String, String, String)> {
+        let request = csi::NodeGetVolumeHealthRequest { volume_id: id.into(), ..Default::default() };
+        let answer = self.runtime.block_on(self.node().node_get_volume_health(request)).expect("told").into_inner();
+        let entries = answer.volume_health.expect("the volume's").health_statuses;
+        let told = |entry: csi::volume_health::VolumeHealthEntry| {
+            (entry.status().as_str_name().to_owned(), entry.reason, entry.message)
+        };
+        entries.into_iter().map(told).collect()
+    }
+
     fn controller(&self) -> ControllerClient<Channel> {
         ControllerClient::new(self.channel.clone())
     }
@@ -300,7 +313,7 @@ fn spawn(options: &Options) -> Child {
     let mut command = Command::new("coffer");
     command.arg(if options.kubeconfig.is_some() { "node" } else { "all" });
     command.envs(options.kubeconfig.map(|file| ("KUBECONFIG", file)));
-    command.args(["--endpoint", &format!("unix://{SOCKET}"), "--node-name", NODE]);
+    command.args(["--endpoint", &format!("unix://{SOCKET}"), "--node-name", NODE, "--http", HTTP]);
     command.arg("--pool").arg(&options.pool).args(&options.kbs).args(["--kubelet-dir", KUBELET]);
     command.stdout(log.try_clone().expect("a second handle")).stderr(log).spawn().expect("coffer starts")
 }
