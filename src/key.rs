@@ -9,7 +9,6 @@ pub mod kbs;
 use async_trait::async_trait;
 use hkdf::Hkdf;
 use sha2::Sha256;
-use zeroize::Zeroizing;
 
 use crate::volume::Error;
 use crate::volume::KeyUri;
@@ -65,19 +64,22 @@ impl VolumeKeys {
         }
         let hkdf = Hkdf::<Sha256>::new(None, secret.expose());
         let expand = |label: &str| {
-            let mut key = Zeroizing::new(vec![0; 32]);
-            hkdf.expand(format!("coffer/v1/{label}/{id}").as_bytes(), &mut key)
-                .expect("32 bytes are fewer than HKDF-SHA256 can give");
-            SecretBytes::new(key)
+            SecretBytes::filled(32, |key| {
+                hkdf.expand(format!("coffer/v1/{label}/{id}").as_bytes(), key)
+                    .expect("32 bytes are fewer than HKDF-SHA256 can give");
+                Ok(())
+            })
         };
         let mut check = [0; 32];
-        check.copy_from_slice(expand("check").expose());
-        Ok(Self { passphrase: expand("keyslot").to_hex(), seal: expand("seal"), record: expand("record"), check })
+        check.copy_from_slice(expand("check")?.expose());
+        Ok(Self { passphrase: expand("keyslot")?.to_hex()?, seal: expand("seal")?, record: expand("record")?, check })
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use zeroize::Zeroizing;
+
     use super::*;
 
     #[test]
@@ -86,7 +88,10 @@ mod tests {
         let id = VolumeId::parse(&format!("cv-{}", "0".repeat(32))).expect("an id");
         let keys = VolumeKeys::derive(&secret, &id).expect("long enough");
         assert_eq!(keys.passphrase.expose(), b"b553532b03b069f6bae533c6f770615442f988288a0f49c4a9155ea521985581");
-        assert_eq!(keys.seal.to_hex().expose(), b"222b56d2cfc9577883a15db761ffb71107917abac6ed2530bf4d497967439c80");
+        assert_eq!(
+            keys.seal.to_hex().expect("locked").expose(),
+            b"222b56d2cfc9577883a15db761ffb71107917abac6ed2530bf4d497967439c80"
+        );
     }
 
     #[test]

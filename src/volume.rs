@@ -18,7 +18,7 @@ pub use message::{MESSAGE_BYTES, shortened};
 pub use place::{Place, Whereabouts};
 pub use pool_name::PoolName;
 pub use profile::{DATA_OFFSET_BYTES, Init, Profile, SECTOR_BYTES};
-pub use secret::SecretBytes;
+pub use secret::{SecretBytes, wiping_the_stack};
 
 use std::fmt;
 

@@ -172,7 +172,7 @@ async fn the_quote_of_one_key_under_the_name_of_another_is_refused() {
 async fn a_quote_does_not_serve_for_the_key_of_somebody_between() {
     denied_by_tampering(|message| {
         if message.is_request("attest") {
-            let own = json!(ExchangeKey::generate().recipient());
+            let own = json!(ExchangeKey::generate().expect("locked").recipient());
             message.change("/runtime-data/tee-pubkey", |recipient| *recipient = own);
         }
     })

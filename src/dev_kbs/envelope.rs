@@ -64,10 +64,10 @@ mod tests {
     #[test]
     fn what_is_sealed_opens_for_its_recipient_only() {
         let secret = SecretBytes::new(Zeroizing::new(vec![9; 32]));
-        let key = ExchangeKey::generate();
+        let key = ExchangeKey::generate().expect("locked");
         let envelope = seal(&key.recipient().point().expect("on the curve"), &secret).expect("seals");
         let answer = serde_json::to_vec(&envelope).expect("serialises");
         assert_eq!(key.open(&answer).expect("opens").expose(), [9; 32]);
-        assert!(ExchangeKey::generate().open(&answer).is_err());
+        assert!(ExchangeKey::generate().expect("locked").open(&answer).is_err());
     }
 }

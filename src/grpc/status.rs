@@ -40,6 +40,7 @@ pub(super) fn code(reason: Reason) -> Code {
         | Reason::KeyNotFound
         | Reason::KeyTooShort
         | Reason::WrongKey
+        | Reason::MemoryUnprotected
         | Reason::RecordTooNew
         | Reason::WrongVolume
         | Reason::NotBlank

@@ -218,7 +218,7 @@ mod tests {
 
     #[test]
     fn the_digest_binds_nonce_key_and_other_evidence() {
-        let other = super::super::jwe::ExchangeKey::generate().recipient();
+        let other = super::super::jwe::ExchangeKey::generate().expect("locked").recipient();
         let base = report_data(NONCE, &recipient(), "");
         assert_ne!(base, report_data("AQAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=", &recipient(), ""));
         assert_ne!(base, report_data(NONCE, &other, ""));

@@ -11,7 +11,9 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use p256::SecretKey;
 use p256::elliptic_curve::Generate;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde_json::Value;
 use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
 
@@ -160,20 +162,36 @@ pub struct Envelope {
     pub tag: String,
 }
 
-/// The key pair of one exchange. It is made for it, dropped with it, and zeroed then.
-pub struct ExchangeKey(SecretKey);
+/// The key pair of one exchange. It is made for it, dropped with it, and zeroed then. Its private half opens the answer
+/// to whoever recorded it, so it is a secret like any other.
+pub struct ExchangeKey(SecretBytes);
 
 impl ExchangeKey {
     /// A fresh pair from the kernel's random numbers.
-    #[must_use]
-    pub fn generate() -> Self {
-        Self(SecretKey::generate())
+    ///
+    /// # Errors
+    /// `MemoryUnprotected` if the kernel does not lock its memory.
+    pub fn generate() -> Result<Self> {
+        Self::of(&SecretKey::generate())
+    }
+
+    fn of(key: &SecretKey) -> Result<Self> {
+        let scalar = Zeroizing::new(key.to_bytes());
+        let copy = |locked: &mut [u8]| {
+            locked.copy_from_slice(&scalar);
+            Ok(())
+        };
+        SecretBytes::filled(scalar.len(), copy).map(Self)
     }
 
     /// What the KBS gets to see.
     #[must_use]
     pub fn recipient(&self) -> RecipientKey {
-        RecipientKey::of(&self.0.public_key())
+        RecipientKey::of(&self.private().public_key())
+    }
+
+    fn private(&self) -> SecretKey {
+        SecretKey::from_slice(self.0.expose()).expect("the private half of a pair")
     }
 
     /// The secret inside `answer`, the body with which a KBS answered.
@@ -181,8 +199,8 @@ impl ExchangeKey {
     /// # Errors
     /// `KbsProtocol` if the answer has any other form than the one of this file, or was not made for this key.
     pub fn open(&self, answer: &[u8]) -> Result<SecretBytes> {
-        let envelope: Envelope = serde_json::from_slice(answer).map_err(|_| refused("it has another form"))?;
-        let header: Header = serde_json::from_slice(&decode(&envelope.protected, "the header")?).map_err(|_| {
+        let envelope: Envelope = exactly(answer).ok_or_else(|| refused("it has another form"))?;
+        let header: Header = exactly(&decode(&envelope.protected, "the header")?).ok_or_else(|| {
             refused("its header names other algorithms or members than ECDH-ES+A256KW, A256GCM and epk")
         })?;
         let sender =
@@ -191,22 +209,19 @@ impl ExchangeKey {
         let iv: [u8; IV_BYTES] = decode_exactly(&envelope.iv, "the initialisation vector")?;
         let tag: [u8; 16] = decode_exactly(&envelope.tag, "the tag")?;
 
-        let shared = self.0.diffie_hellman(&sender);
+        let shared = self.private().diffie_hellman(&sender);
         let wrapping_key = derive_wrapping_key(shared.raw_secret_bytes());
         let mut content_key = Zeroizing::new([0; 32]);
         KwAes256::new((&*wrapping_key).into())
             .unwrap_key(&wrapped, content_key.as_mut_slice())
             .map_err(|_| refused("it was not encrypted for this exchange"))?;
-        let mut secret = Zeroizing::new(decode(&envelope.ciphertext, "the ciphertext")?);
-        Aes256Gcm::new((&*content_key).into())
-            .decrypt_inout_detached(
-                &iv.into(),
-                envelope.protected.as_bytes(),
-                secret.as_mut_slice().into(),
-                &Tag::from(tag),
-            )
-            .map_err(|_| refused("it was changed on its way"))?;
-        Ok(SecretBytes::new(secret))
+        let ciphertext = decode(&envelope.ciphertext, "the ciphertext")?;
+        SecretBytes::filled(ciphertext.len(), |secret| {
+            secret.copy_from_slice(&ciphertext);
+            Aes256Gcm::new((&*content_key).into())
+                .decrypt_inout_detached(&iv.into(), envelope.protected.as_bytes(), secret.into(), &Tag::from(tag))
+                .map_err(|_| refused("it was changed on its way"))
+        })
     }
 }
 
@@ -225,6 +240,14 @@ pub fn derive_wrapping_key(shared: &[u8]) -> Zeroizing<[u8; 32]> {
     hash.update(0u32.to_be_bytes());
     hash.update(256u32.to_be_bytes());
     Zeroizing::new(hash.finalize().into())
+}
+
+/// `json` as a `T`, if that is how a `T` is written: serde alone takes a list for an object of these members, too, and an
+/// object for a word.
+fn exactly<T: Serialize + DeserializeOwned>(json: &[u8]) -> Option<T> {
+    let value: T = serde_json::from_slice(json).ok()?;
+    let read: Value = serde_json::from_slice(json).ok()?;
+    (serde_json::to_value(&value).ok()? == read).then_some(value)
 }
 
 fn point(x: &Coordinate, y: &Coordinate) -> Option<p256::PublicKey> {

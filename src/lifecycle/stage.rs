@@ -26,6 +26,7 @@ use crate::volume::Error;
 use crate::volume::Reason;
 use crate::volume::Result;
 use crate::volume::VolumeId;
+use crate::volume::wiping_the_stack;
 use climb::Climb;
 
 /// What `NodeStageVolume` asks for.
@@ -72,8 +73,9 @@ impl Host {
         Ok(())
     }
 
+    /// Where a secret exists, in memory that only this thread writes, and at whose end there is none left.
     fn climb(&self, record: Record, shape: &Shape, request: &StageRequest) -> Result<()> {
-        Climb::new(self, record, shape, request).run()
+        wiping_the_stack(|| Climb::new(self, record, shape, request).run())
     }
 
     fn note(&self, id: &VolumeId, error: &Error) {

@@ -73,6 +73,8 @@ reasons! {
     KeyTooShort,
     /// The secret is not the one that this volume was made with.
     WrongKey,
+    /// What is in memory could get to a disk unencrypted.
+    MemoryUnprotected,
     /// The record cannot be read as what we wrote.
     RecordDamaged,
     /// The record's MAC is wrong.

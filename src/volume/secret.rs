@@ -1,17 +1,45 @@
 //! Bytes that must not leave the call they were fetched for.
 
+mod locked;
+mod stack;
+
+pub use stack::wiping_the_stack;
+
 use std::fmt;
+use std::io;
 
-use zeroize::Zeroizing;
+use super::Error;
+use super::Reason;
+use super::Result;
+use locked::Locked;
 
-/// Secret bytes of any length. They cannot be printed, compared, serialised or cloned, and are zeroed when dropped.
-pub struct SecretBytes(Zeroizing<Vec<u8>>);
+/// Secret bytes of any length. They cannot be printed, compared, serialised or cloned. They are in memory that is locked
+/// and in no core dump, and are zeroed when dropped.
+pub struct SecretBytes(Locked);
 
 impl SecretBytes {
-    /// Takes ownership of `bytes`; the caller keeps no copy.
+    /// A secret of `length_bytes` that `fill` writes over zeroes, so that there is no other copy.
+    ///
+    /// # Errors
+    /// `MemoryUnprotected` if the kernel does not lock the memory, and what `fill` says.
+    pub fn filled(length_bytes: usize, fill: impl FnOnce(&mut [u8]) -> Result<()>) -> Result<Self> {
+        let mut bytes = Locked::zeroed(length_bytes).map_err(unprotected)?;
+        fill(&mut bytes)?;
+        Ok(Self(bytes))
+    }
+
+    /// Takes `bytes` over, which are zeroed.
+    ///
+    /// # Panics
+    /// If the kernel does not lock the memory.
+    #[cfg(any(test, feature = "dev"))]
     #[must_use]
-    pub fn new(bytes: Zeroizing<Vec<u8>>) -> Self {
-        Self(bytes)
+    pub fn new(bytes: zeroize::Zeroizing<Vec<u8>>) -> Self {
+        let copy = |locked: &mut [u8]| {
+            locked.copy_from_slice(&bytes);
+            Ok(())
+        };
+        Self::filled(bytes.len(), copy).expect("a test may lock its memory")
     }
 
     /// The bytes, for the one call that needs them.
@@ -21,11 +49,14 @@ impl SecretBytes {
     }
 
     /// The bytes as lower-case hexadecimal text, which is how a keyslot's passphrase is spelled.
-    #[must_use]
-    pub fn to_hex(&self) -> Self {
-        let mut text = Zeroizing::new(vec![0; self.0.len() * 2]);
-        hex::encode_to_slice(self.expose(), &mut text).expect("the buffer has two digits for each byte");
-        Self(text)
+    ///
+    /// # Errors
+    /// `MemoryUnprotected` if the kernel does not lock the memory.
+    pub fn to_hex(&self) -> Result<Self> {
+        Self::filled(self.0.len() * 2, |text| {
+            hex::encode_to_slice(self.expose(), text).expect("the buffer has two digits for each byte");
+            Ok(())
+        })
     }
 }
 
@@ -34,3 +65,11 @@ impl fmt::Debug for SecretBytes {
         write!(f, "SecretBytes({} bytes)", self.0.len())
     }
 }
+
+fn unprotected(cause: io::Error) -> Error {
+    let message = "memory for keys cannot be locked: give the driver CAP_IPC_LOCK, or raise RLIMIT_MEMLOCK";
+    Error::new(Reason::MemoryUnprotected, message).caused_by(cause)
+}
+
+#[cfg(test)]
+mod tests;

@@ -86,7 +86,7 @@ impl<'a> Exchange<'a> {
     /// An exchange that must end by `deadline`, `allowed` after its start.
     pub(super) fn new(transport: &'a Transport, deadline: Instant, allowed: Duration) -> Result<Self> {
         let http = transport.connection()?;
-        Ok(Self { base: transport.base(), http, key: ExchangeKey::generate(), deadline, allowed })
+        Ok(Self { base: transport.base(), http, key: ExchangeKey::generate()?, deadline, allowed })
     }
 
     /// Proves with `attester`, and returns the secret under `uri`.
@@ -105,7 +105,7 @@ impl<'a> Exchange<'a> {
             "extra-params": { "supported-hash-algorithms": ["sha384"] },
         }));
         let (headers, body) = self.send(Step::Auth, uri, request).await?;
-        let challenge: Challenge = serde_json::from_slice(&body).map_err(|_| malformed(Step::Auth, "a nonce"))?;
+        let challenge: Challenge = answer::object(&body).ok_or_else(|| malformed(Step::Auth, "a nonce"))?;
         if challenge.nonce.is_empty() || challenge.nonce.len() > TEXT_LIMIT_BYTES {
             return Err(malformed(Step::Auth, "a nonce of a sensible length").into());
         }
@@ -132,7 +132,7 @@ impl<'a> Exchange<'a> {
             "tee-evidence": { "primary_evidence": evidence, "additional_evidence": "" },
         }));
         let (headers, body) = self.send(Step::Attest, uri, request).await?;
-        serde_json::from_slice::<Attested>(&body).map_err(|_| malformed(Step::Attest, "a token"))?;
+        answer::object::<Attested>(&body).ok_or_else(|| malformed(Step::Attest, "a token"))?;
         Ok(session_cookie(&headers).unwrap_or(cookie))
     }
 
