@@ -117,6 +117,8 @@ fn a_wrong_value_is_refused_with_its_name() {
         ("controller.replicas=0", "/controller/replicas"),
         ("node.kubeletDir=kubelet", "/node/kubeletDir"),
         ("node.maxVolumes=-1", "/node/maxVolumes"),
+        ("node.allowUnencryptedSwap=please", "/node/allowUnencryptedSwap"),
+        ("node.allowHibernation=please", "/node/allowHibernation"),
         ("http.port=0", "/http/port"),
         ("nodes.maxVolumes=1", "nodes"),
     ] {

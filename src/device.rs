@@ -13,6 +13,7 @@ pub mod header;
 pub mod init;
 pub mod integrity;
 pub mod linux;
+pub mod memory;
 pub mod mount;
 
 use std::path::{Path, PathBuf};
@@ -159,6 +160,9 @@ pub trait Machine: Send + Sync + 'static {
 
     /// Space at a published path.
     fn usage(&self, path: &Path) -> Result<Usage>;
+
+    /// Refuses a machine on which what is in memory, such as keys, may get to a disk unencrypted.
+    fn check_memory(&self) -> Result<()>;
 
     /// What the kernel can do for volumes, in words for display.
     fn features(&self) -> Result<Vec<String>>;

@@ -46,6 +46,7 @@
 //! | What is measured, and by what name? | `metrics.rs`, one table |
 //! | What does a KBS see? | `key/kbs.rs`, `key/evidence.rs` |
 //! | What should a KBS ask? | `kbs/` |
+//! | Where do keys lie in memory, and where could that get to? | `volume/secret.rs`, `device/memory.rs` |
 //!
 //! # Invariants
 //! - A backing may veto a format and never permits one: only the record does, and only until it says `Ready`. What
@@ -56,8 +57,9 @@
 //! - Nothing about a volume is remembered in the process except that it is busy. Kernel and record are the only memory,
 //!   so a restart needs no recovery of its own.
 //! - Work that has begun goes on when its caller gives up.
-//! - A secret is fetched when the next step needs it and is gone with the call. It is in no error, log line, argument,
-//!   environment or file, and in no type that can be printed.
+//! - A secret is fetched when the next step needs it and is gone with the call, also from the stack that the call used. It
+//!   is in no error, log line, argument, environment or file, and in no type that can be printed. Memory that could get to
+//!   a disk gets none.
 //! - Every error carries one [`volume::Reason`], the same word in the gRPC message, the Event, the health entry and the
 //!   log. Only `grpc` knows proto and `Status`.
 //! - A resource in the cluster permits nothing that the node's disk does not; it can only veto. Ready volumes open without

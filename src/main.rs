@@ -13,7 +13,6 @@ use std::sync::Arc;
 
 use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use rustix::process::{DumpableBehavior, Resource, Rlimit};
 use tokio::signal::unix::SignalKind;
 use tokio::signal::unix::signal;
 use tracing_subscriber::EnvFilter;
@@ -21,8 +20,10 @@ use tracing_subscriber::EnvFilter;
 use coffer::cluster::{self, ClusterPools, Witness};
 #[cfg(feature = "dev")]
 use coffer::dev_kbs;
+use coffer::device::Machine;
 use coffer::device::integrity::Listener;
 use coffer::device::linux::LinuxMachine;
+use coffer::device::memory::{self, Exposure};
 use coffer::grpc::{Door, Sockets, parse_endpoint};
 use coffer::http::{Http, Subject};
 use coffer::inspect;
@@ -128,6 +129,12 @@ struct Node {
     /// The kubelet's directory, where the driver registers itself; empty: it does not
     #[arg(long, env = "COFFER_KUBELET_DIR", default_value = "/var/lib/kubelet", value_name = "DIR")]
     kubelet_dir: String,
+    /// Stage volumes although swap is not encrypted: what is in memory, such as plaintext, may get to that disk
+    #[arg(long, env = "COFFER_ALLOW_UNENCRYPTED_SWAP")]
+    allow_unencrypted_swap: bool,
+    /// Stage volumes although the node hibernates to a disk that is not encrypted: keys may get there
+    #[arg(long, env = "COFFER_ALLOW_HIBERNATION")]
+    allow_hibernation: bool,
     /// How many volumes the node may have staged; 0: no limit
     #[arg(long, env = "COFFER_MAX_VOLUMES", default_value_t = 256, value_name = "N")]
     max_volumes: u32,
@@ -237,8 +244,8 @@ fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(refusal) => return explain(&refusal),
     };
-    keep_no_freed_memory();
-    if let Err(error) = start_log(&cli).and_then(|()| forbid_core_dumps()) {
+    memory::keep_no_freed_memory();
+    if let Err(error) = start_log(&cli).and_then(|()| memory::forbid_core_dumps()) {
         return fail(&error);
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
@@ -260,12 +267,14 @@ async fn run(command: Command) -> Result<()> {
             let description = attester(flags.attester)?.describe().await?;
             show(flags.output, &description)
         }
-        Command::Volume(Volume::List(look)) => show(look.output, &inspect::list(&look.pools.get()?, &LinuxMachine)?),
+        Command::Volume(Volume::List(look)) => {
+            show(look.output, &inspect::list(&look.pools.get()?, &LinuxMachine::default())?)
+        }
         Command::Volume(Volume::Inspect { id, look }) => {
-            show(look.output, &inspect::volume(&look.pools.get()?, &LinuxMachine, &parse_id(&id)?)?)
+            show(look.output, &inspect::volume(&look.pools.get()?, &LinuxMachine::default(), &parse_id(&id)?)?)
         }
         Command::Volume(Volume::Purge { id, pools }) => {
-            lifecycle::purge(&pools.get()?, &LinuxMachine, &parse_id(&id)?)?;
+            lifecycle::purge(&pools.get()?, &LinuxMachine::default(), &parse_id(&id)?)?;
             print(&format!("volume {id} is destroyed\n"))
         }
         #[cfg(feature = "dev")]
@@ -341,8 +350,13 @@ async fn node_half(flags: Node, witness: Option<Witness>) -> Result<NodeHalf> {
             tracing::warn!("pool {} is not ready yet: {}", pool.name(), error.chain());
         }
     }
+    let allowed = Exposure { unencrypted_swap: flags.allow_unencrypted_swap, hibernation: flags.allow_hibernation };
+    let machine = LinuxMachine { allowed };
+    if let Err(error) = machine.check_memory() {
+        tracing::warn!("no volume will be staged: {}", error.chain());
+    }
     let metrics = Metrics::default();
-    let lifecycle = Lifecycle::new(Arc::new(LinuxMachine), keys, pools, witness, metrics.clone());
+    let lifecycle = Lifecycle::new(Arc::new(machine), keys, pools, witness, metrics.clone());
     tokio::spawn(lifecycle.clone().watch(Listener::start()));
     let door = Door::node(lifecycle.clone(), flags.node_name, flags.max_volumes, metrics.clone());
     let registry =
@@ -393,25 +407,6 @@ fn end_signal() -> Result<impl Future<Output = ()>> {
             _ = interrupt.recv() => {}
         }
     })
-}
-
-/// Keys are in this process's memory: no core dumps, and no tracing by processes without privileges.
-fn forbid_core_dumps() -> Result<()> {
-    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
-        .and_then(|()| rustix::process::setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) }))
-        .map_err(|error| Error::new(Reason::Internal, "core dumps cannot be forbidden").caused_by(error))
-}
-
-/// glibc gives each thread a heap of its own and, once a large buffer was freed, takes the next ones from those heaps,
-/// which never shrink: the buffers of 2 MiB that headers are read into would add up with the threads that staged.
-fn keep_no_freed_memory() {
-    #[cfg(target_env = "gnu")]
-    // SAFETY: mallopt sets two parameters of malloc; there is no other thread yet. It fails only for unknown ones.
-    unsafe {
-        // Larger buffers go back to the kernel when they are freed. Naming a threshold keeps it from rising.
-        libc::mallopt(libc::M_MMAP_THRESHOLD, 128 << 10);
-        libc::mallopt(libc::M_ARENA_MAX, 2);
-    }
 }
 
 fn start_log(cli: &Cli) -> Result<()> {

@@ -63,6 +63,8 @@ pub(crate) struct Options {
     pub(crate) pool: PathBuf,
     /// Flags that name KBS and attester.
     pub(crate) kbs: Vec<String>,
+    /// Further flags.
+    pub(crate) flags: Vec<String>,
     /// Where both outputs of the program go.
     pub(crate) log: PathBuf,
     /// The cluster that the driver is a node of, if it is not alone.
@@ -315,5 +317,6 @@ fn spawn(options: &Options) -> Child {
     command.envs(options.kubeconfig.map(|file| ("KUBECONFIG", file)));
     command.args(["--endpoint", &format!("unix://{SOCKET}"), "--node-name", NODE, "--http", HTTP]);
     command.arg("--pool").arg(&options.pool).args(&options.kbs).args(["--kubelet-dir", KUBELET]);
+    command.args(&options.flags);
     command.stdout(log.try_clone().expect("a second handle")).stderr(log).spawn().expect("coffer starts")
 }

@@ -27,6 +27,7 @@ mod scene;
 mod secrecy;
 mod space;
 mod staging;
+mod swap;
 mod tampering;
 mod tsm;
 mod volume;

@@ -71,7 +71,13 @@ impl Scene {
     fn start(kubeconfig: Option<&'static str>) -> Self {
         let broker = Broker::get();
         broker.reset();
-        let options = Options { pool: POOL.into(), kbs: broker.flags(), log: log(Location::caller()), kubeconfig };
+        let options = Options {
+            pool: POOL.into(),
+            kbs: broker.flags(),
+            flags: Vec::new(),
+            log: log(Location::caller()),
+            kubeconfig,
+        };
         let driver = Driver::start(&options);
         let before = listing(&options, Some(&driver));
         Self { broker, driver: Some(driver), options, before, tag_errors: logged_tag_errors(), tampers: false }

@@ -72,6 +72,7 @@ pub enum Verb {
     Publish,
     Unmount,
     Usage,
+    CheckMemory,
     Features,
 }
 
@@ -377,6 +378,10 @@ impl Machine for FakeMachine {
                 }
             })
         })
+    }
+
+    fn check_memory(&self) -> Result<()> {
+        self.call(Verb::CheckMemory, |_| Ok(()))
     }
 
     fn features(&self) -> Result<Vec<String>> {

@@ -23,6 +23,8 @@ use super::filesystem;
 use super::header::Frozen;
 use super::init;
 use super::integrity::Opening;
+use super::memory;
+use super::memory::Exposure;
 use super::mount;
 use crate::volume::Error;
 use crate::volume::FsType;
@@ -34,7 +36,10 @@ use crate::volume::VolumeId;
 
 /// The kernel that this process runs on.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct LinuxMachine;
+pub struct LinuxMachine {
+    /// How memory may get to a disk nevertheless.
+    pub allowed: Exposure,
+}
 
 impl Machine for LinuxMachine {
     fn look(&self, id: &VolumeId, shape: Option<&Shape>) -> Result<Kernel> {
@@ -117,6 +122,10 @@ impl Machine for LinuxMachine {
 
     fn usage(&self, path: &Path) -> Result<Usage> {
         mount::usage(path)
+    }
+
+    fn check_memory(&self) -> Result<()> {
+        memory::check(self.allowed)
     }
 
     fn features(&self) -> Result<Vec<String>> {

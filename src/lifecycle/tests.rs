@@ -360,6 +360,21 @@ async fn another_secret_is_a_wrong_key() {
 }
 
 #[tokio::test]
+async fn no_key_is_asked_for_where_memory_may_get_to_a_disk() {
+    let world = World::new();
+    let id = world.create(EXT4).await;
+    let exposed = || world.machine.fail_at(Verb::CheckMemory, When::Before, Reason::MemoryUnprotected);
+    exposed();
+    world.kbs.answers(Err(Reason::PolicyDenied));
+    assert_eq!(reason(world.stage(&id, EXT4).await), Reason::MemoryUnprotected);
+    assert_eq!(world.machine.calls(Verb::Attach), 0);
+    world.kbs.answers(Ok(7));
+    world.stage(&id, EXT4).await.expect("staged");
+    exposed();
+    world.stage(&id, EXT4).await.expect("what is staged needs no key");
+}
+
+#[tokio::test]
 async fn an_older_sealed_header_is_refused() {
     let world = World::new();
     let id = world.create(EXT4).await;

@@ -97,6 +97,7 @@ impl<'a> Climb<'a> {
     }
 
     fn fetch_keys(&self) -> Result<VolumeKeys> {
+        self.host.machine.check_memory()?;
         let started = Instant::now();
         let released = Handle::current().block_on(self.host.keys.secret(&self.record.key_uri));
         let (took, refusal) = (started.elapsed(), released.as_ref().err().map(Error::reason));
