@@ -16,8 +16,12 @@ mod swtpm;
 mod answers;
 #[path = "kbs/evidence.rs"]
 mod evidence;
+#[path = "kbs/hostile.rs"]
+mod hostile;
 #[path = "kbs/operator.rs"]
 mod operator;
+#[path = "kbs/program.rs"]
+mod program;
 #[path = "kbs/silence.rs"]
 mod silence;
 #[path = "kbs/transport.rs"]

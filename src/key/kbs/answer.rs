@@ -22,7 +22,7 @@ pub(super) fn refusal(step: Step, uri: &KeyUri, status: StatusCode, body: &[u8])
     if status.is_redirection() {
         return protocol(step, "with a redirect, which is not followed; give its final address in --kbs-url", status);
     }
-    let Ok(Refusal { r#type }) = serde_json::from_slice(body) else {
+    let Some(Refusal { r#type }) = object(body) else {
         return protocol(
             step,
             "with an error that is none of the KBS protocol; is --kbs-url the address of a KBS?",
@@ -43,6 +43,11 @@ pub(super) fn refusal(step: Step, uri: &KeyUri, status: StatusCode, body: &[u8])
         ("TokenNotFound" | "TokenVerifierError", Step::Resource) => Failure::SessionForgotten,
         _ => protocol(step, "with an error that this driver does not expect there; the KBS's log says more", status),
     }
+}
+
+/// `body` as a `T`; what is no object is none, also where serde alone would take a list for the members of one.
+pub(super) fn object<'body, T: Deserialize<'body>>(body: &'body [u8]) -> Option<T> {
+    body.trim_ascii_start().starts_with(b"{").then(|| serde_json::from_slice(body).ok())?
 }
 
 fn policy_denied(uri: &KeyUri) -> Error {

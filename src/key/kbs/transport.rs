@@ -118,12 +118,19 @@ pub(super) fn failed(base: &Url, cause: reqwest::Error) -> Error {
             Reason::KbsUnreachable,
             format!("{kbs} cannot be reached ({}); is it up, is --kbs-url right?", innermost(&cause)),
         )
-    } else if find::<io::Error>(&cause).is_some() {
+    } else if find::<io::Error>(&cause).is_some_and(is_of_the_connection) {
         (Reason::KbsUnreachable, format!("the connection to {kbs} broke ({})", innermost(&cause)))
     } else {
         (Reason::KbsProtocol, format!("{kbs} sent something that is not HTTP, or ended in the middle of its answer"))
     };
-    Error::new(reason, message).caused_by(cause)
+    let error = Error::new(reason, message);
+    // That cause repeats what the certificate says, and whoever answers in the place of the KBS has written it.
+    if reason == Reason::KbsUntrusted { error } else { error.caused_by(cause) }
+}
+
+/// The decoder of chunks tells of what it does not understand as an error of input, too.
+fn is_of_the_connection(error: &io::Error) -> bool {
+    !matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput)
 }
 
 fn describe_tls(kbs: &str, error: &rustls::Error) -> (Reason, String) {
