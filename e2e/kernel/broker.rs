@@ -98,11 +98,16 @@ impl Broker {
         self.secret
     }
 
-    /// The text that unlocks the keyslot of the volume `id`.
-    pub(crate) fn passphrase(&self, id: &str) -> SecretBytes {
+    /// What is derived from the right secret for the volume `id`.
+    pub(crate) fn keys(&self, id: &str) -> VolumeKeys {
         let secret = SecretBytes::new(Zeroizing::new(self.secret.to_vec()));
         let id = VolumeId::parse(id).expect("an id");
-        VolumeKeys::derive(&secret, &id).expect("32 bytes are enough").passphrase
+        VolumeKeys::derive(&secret, &id).expect("32 bytes are enough")
+    }
+
+    /// The text that unlocks the keyslot of the volume `id`.
+    pub(crate) fn passphrase(&self, id: &str) -> SecretBytes {
+        self.keys(id).passphrase
     }
 
     /// How often a key was released so far.

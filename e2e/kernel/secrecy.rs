@@ -1,26 +1,39 @@
 //! Where the secret, and what is derived from it, must not be found.
 
+mod memory;
+mod needles;
+
 use std::fs;
+use std::io::Read;
+use std::io::Write;
+use std::net::TcpStream;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::path::PathBuf;
 use std::process::Child;
 use std::process::Command;
+use std::process::Stdio;
 use std::time::Duration;
 use std::time::Instant;
 
+use crate::driver::KUBELET;
 use crate::driver::Kind;
 use crate::scene::Scene;
 use crate::scene::shell;
+use crate::scene::wait_until;
 use crate::volume::Volume;
 use crate::volume::count;
-use crate::volume::hex;
+use needles::Needles;
 
-/// strace on the running driver and everything that it starts, into `output`.
-fn watch_programs(pid: u32, output: &Path) -> Child {
+/// Where the driver answers over HTTP.
+const HTTP: &str = "127.0.0.1:9808";
+
+/// strace on the running driver and everything that it starts.
+fn strace(pid: u32, arguments: &[&str]) -> Child {
     let child = Command::new("strace")
-        .args(["-f", "-v", "-s", "100000", "-e", "trace=execve", "-o"])
-        .arg(output)
-        .args(["-p", &pid.to_string()])
-        .stderr(std::process::Stdio::null())
+        .args(["-f", "-p", &pid.to_string()])
+        .args(arguments)
+        .stderr(Stdio::null())
         .spawn()
         .expect("strace starts");
     let start = Instant::now();
@@ -33,7 +46,12 @@ fn watch_programs(pid: u32, output: &Path) -> Child {
     child
 }
 
-fn files_below(directory: &Path, files: &mut Vec<std::path::PathBuf>) {
+fn detach(mut strace: Child) {
+    shell(&format!("kill -INT {}", strace.id()));
+    strace.wait().expect("strace ends");
+}
+
+fn files_below(directory: &Path, files: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(directory).expect("readable") {
         let path = entry.expect("readable").path();
         if path.is_dir() && !path.is_symlink() {
@@ -44,42 +62,98 @@ fn files_below(directory: &Path, files: &mut Vec<std::path::PathBuf>) {
     }
 }
 
+/// The secret, what is derived from it, and the key that the data of `volume` is encrypted with.
+fn keys(scene: &Scene, volume: &Volume) -> Needles {
+    let keys = scene.broker.keys(&volume.id);
+    let (passphrase, key) = ("/tmp/passphrase", "/tmp/volume-key");
+    fs::write(passphrase, keys.passphrase.expose()).expect("written");
+    shell(&format!(
+        "cryptsetup luksDump --batch-mode --dump-volume-key --volume-key-file {key} --key-file {passphrase} {}",
+        volume.backing().display()
+    ));
+    let volume_key = fs::read(key).expect("cryptsetup wrote it");
+    assert_eq!(volume_key.len(), 64, "two keys of 256 bits");
+    shell(&format!("rm {passphrase} {key}"));
+    Needles::default()
+        .and("the secret", &scene.broker.secret())
+        .and("the passphrase", &hex::decode(keys.passphrase.expose()).expect("hexadecimal"))
+        .and("the passphrase's text", keys.passphrase.expose())
+        .and("the key of the seal", keys.seal.expose())
+        .and("the key of the record", keys.record.expose())
+        .and("the volume key", &volume_key)
+}
+
+/// What the driver answers over HTTP to a request for `path`.
+fn http(path: &str) -> Vec<u8> {
+    let mut stream = TcpStream::connect(HTTP).expect("the driver listens");
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n").expect("sent");
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).expect("answered");
+    answer
+}
+
+/// Changes the keyslot's area, so that the seal does not verify, or back.
+fn flip(volume: &Volume) {
+    let backing = volume.backing();
+    let mut image = fs::read(&backing).expect("readable");
+    image[40_000] ^= 1;
+    let file = fs::File::options().write(true).open(backing).expect("writable");
+    std::os::unix::fs::FileExt::write_all_at(&file, &image[40_000..40_001], 40_000).expect("written");
+}
+
 #[test]
-fn no_secret_is_in_an_argument_a_variable_a_log_or_a_file() {
-    let scene = Scene::new();
+fn no_key_is_in_an_argument_a_variable_an_answer_a_metric_a_log_or_a_file() {
+    let mut scene = Scene::new();
+    scene.options().flags = ["--log", "trace", "--http", HTTP].map(str::to_owned).to_vec();
+    scene.restart_driver();
     let pid = scene.driver().pid();
-    let programs = Path::new("/tmp/programs");
-    let mut strace = watch_programs(pid, programs);
+    let programs = "/tmp/programs";
+    let strace = strace(pid, &["-v", "-s", "100000", "-e", "trace=execve", "-o", programs]);
     let volume = Volume::create_staged(&scene, "canary", Kind::Ext4);
+    let keys = keys(&scene, &volume);
+    let of_process = |file: &str| fs::read(format!("/proc/{pid}/{file}")).expect("the driver runs");
     let mut places = vec![
-        ("arguments".to_owned(), fs::read(format!("/proc/{pid}/cmdline")).expect("the driver runs")),
-        ("environment".to_owned(), fs::read(format!("/proc/{pid}/environ")).expect("the driver runs")),
+        ("its arguments".to_owned(), of_process("cmdline")),
+        ("its environment".to_owned(), of_process("environ")),
+        ("its metrics".to_owned(), http("/metrics")),
     ];
+    assert!(count(&places[2].1, b"coffer_key_request_duration_seconds_count") > 0, "no metrics");
     volume.unstage(&scene);
-    shell(&format!("kill -INT {}", strace.id()));
-    strace.wait().expect("strace ends");
+
+    let mut refusal = |reason| {
+        let status = volume.stage_is_refused(&scene, reason);
+        places.push((format!("the answer {reason}"), format!("{status:?}").into_bytes()));
+    };
+    flip(&volume);
+    refusal("HeaderTampered");
+    flip(&volume);
+    scene.broker.put_secret(&scene.broker.secret()[..31]);
+    refusal("KeyTooShort");
+    scene.broker.put_secret(&[8; 32]);
+    refusal("WrongKey");
+    scene.broker.reset();
+
+    detach(strace);
     let started = fs::read(programs).expect("strace wrote");
     assert!(count(&started, b"mkfs.ext4") > 0, "the programs that the driver starts were not seen");
     places.push(("programs that it started".to_owned(), started));
-
     let mut files = vec![scene.log().to_owned()];
     files_below(scene.pool(), &mut files);
-    files_below(Path::new(crate::driver::KUBELET), &mut files);
+    files_below(Path::new(KUBELET), &mut files);
     places.extend(files.into_iter().map(|path| (path.display().to_string(), fs::read(&path).expect("readable"))));
 
-    let secret = scene.broker.secret();
-    let passphrase = scene.broker.passphrase(&volume.id);
+    let known = Needles::default().and("the volume's id", volume.id.as_bytes());
+    let mut has_known = 0;
     for (place, bytes) in &places {
-        for (what, needle) in [
-            ("the secret", secret.to_vec()),
-            ("the secret in hexadecimal", hex(&secret).into_bytes()),
-            ("the passphrase", passphrase.expose().to_vec()),
-            ("the passphrase's bytes", hex::decode(passphrase.expose()).expect("hexadecimal")),
-        ] {
-            assert_eq!(count(bytes, &needle), 0, "{what} is in {place}");
-        }
+        let found: Vec<_> = keys.found_in(bytes).collect();
+        assert!(found.is_empty(), "in {place}: {found:?}");
+        has_known += usize::from(known.found_in(bytes).next().is_some());
     }
+    assert!(has_known >= 3, "what is told, written and passed on was not searched");
     volume.delete(&scene);
+    // As it was at the beginning, without the listening socket.
+    scene.options().flags.clear();
+    scene.restart_driver();
     scene.end();
 }
 
@@ -89,5 +163,32 @@ fn the_driver_leaves_no_core_dump() {
     let limits = fs::read_to_string(format!("/proc/{}/limits", scene.driver().pid())).expect("the driver runs");
     let core = limits.lines().find(|line| line.starts_with("Max core file size")).expect("the kernel has this limit");
     assert_eq!(core.split_whitespace().nth(4), Some("0"), "{core}");
+    scene.end();
+}
+
+#[test]
+fn the_memory_of_the_program_belongs_to_root_whoever_runs_it() {
+    let scene = Scene::new();
+    shell("rm -rf /tmp/nobody && install -d -o 65534 -g 65534 /tmp/nobody");
+    let run = |arguments: &[&str]| {
+        let nobody = ["--reuid=65534", "--regid=65534", "--clear-groups"];
+        let mut command = Command::new("setpriv");
+        command.args(nobody).args(arguments).stdout(Stdio::null()).stderr(Stdio::null());
+        command.spawn().expect("setpriv starts")
+    };
+    let runs = |child: &Child, program: &str| {
+        fs::read_to_string(format!("/proc/{}/comm", child.id())).is_ok_and(|name| name.trim() == program)
+    };
+    let owner = |child: &Child| fs::metadata(format!("/proc/{}/mem", child.id())).expect("it runs").uid();
+    // The kernel gives the files of a process that may not be dumped, or traced by its user, to root.
+    let mut other = run(&["sleep", "60"]);
+    wait_until("another program's start", || runs(&other, "sleep"));
+    assert_eq!(owner(&other), 65534, "so it is with all programs");
+    let mut coffer = run(&["coffer", "dev-kbs", "--state", "/tmp/nobody", "serve", "--listen", "127.0.0.1:8445"]);
+    wait_until("memory that is root's", || runs(&coffer, "coffer") && owner(&coffer) == 0);
+    for child in [&mut other, &mut coffer] {
+        child.kill().expect("our child");
+        child.wait().expect("our child");
+    }
     scene.end();
 }
