@@ -30,7 +30,7 @@ struct Exchange {
 }
 
 static EXCHANGE: LazyLock<Exchange> = LazyLock::new(|| {
-    let key = ExchangeKey::generate();
+    let key = ExchangeKey::generate().expect("memory can be locked");
     let sender = SecretKey::from_slice(&[9; 32]).expect("a private key");
     let recipient = key.recipient().point().expect("on the curve");
     let wrapping_key = derive_wrapping_key(sender.diffie_hellman(&recipient).raw_secret_bytes());
