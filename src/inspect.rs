@@ -188,6 +188,9 @@ impl fmt::Display for View {
             writeln!(f, "content    {}", record.content)?;
             writeln!(f, "profile    {}", record.profile.as_str())?;
             writeln!(f, "key        {}", record.key_uri)?;
+            if let Some(rotation) = &record.rotation {
+                writeln!(f, "key too    {} (a rotation is not finished: run it again)", rotation.key_uri)?;
+            }
             writeln!(f, "LUKS UUID  {}", record.luks_uuid)?;
             writeln!(f, "created    {}", record.created)?;
             writeln!(f, "record     {:?}", record.state)?;

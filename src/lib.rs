@@ -38,6 +38,7 @@
 //! | Which code does the kubelet get for this error? | `grpc/status.rs`, one table |
 //! | What may a StorageClass say? | `grpc/class.rs`, `device/mount/flags.rs` |
 //! | When may a volume be formatted? | `lifecycle/stage/`, `cluster/witness.rs` |
+//! | How does a volume move to another secret? | `lifecycle/rotate.rs`, `reconcile/rotation.rs` |
 //! | Which node gets a new volume? | `cluster/controller/asking.rs` |
 //! | What is believed of a header on the disk? | `device/header.rs` |
 //! | What is on the disk? | `record.rs`, `volume.rs`, `device/crypt.rs` |

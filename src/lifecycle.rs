@@ -9,6 +9,7 @@ mod integrity;
 mod local;
 mod publish;
 mod purge;
+mod rotate;
 mod sighting;
 mod stage;
 
@@ -36,6 +37,7 @@ use crate::device::Shape;
 use crate::device::Usage;
 use crate::device::mount;
 use crate::key::KeySource;
+use crate::key::VolumeKeys;
 use crate::metrics::Metrics;
 use crate::provision::Capacity;
 use crate::provision::Pools;
@@ -43,6 +45,7 @@ use crate::record::Record;
 use crate::volume::Content;
 use crate::volume::Error;
 use crate::volume::HealthEntry;
+use crate::volume::KeyUri;
 use crate::volume::PoolName;
 use crate::volume::Reason;
 use crate::volume::Result;
@@ -115,7 +118,7 @@ impl Lifecycle {
         loop {
             let mine = id.clone();
             let outcome = match self.busy.claim(&id) {
-                Ok(guard) => self.blocking(move |host| guard.hold(|| host.delete(&mine))).await,
+                Ok(guard) => self.blocking(move |host| guard.hold(|| host.alone(&mine, || host.delete(&mine)))).await,
                 Err(pending) => Err(pending),
             };
             match outcome {
@@ -128,6 +131,11 @@ impl Lifecycle {
                 outcome => return outcome,
             }
         }
+    }
+
+    /// Moves a volume, open or not, to the secret at `to`. A rotation that was interrupted is finished by the next one.
+    pub async fn rotate(&self, id: VolumeId, to: KeyUri) -> Result<()> {
+        self.exclusive(&id.clone(), move |host| host.rotate(&id, &to)).await
     }
 
     /// Makes a volume usable at its staging path: attested, opened, checked and mounted.
@@ -239,7 +247,7 @@ impl Lifecycle {
         let (settled, id) = (self.settled.clone(), id.clone());
         let guard = self.busy.claim(&id)?;
         self.blocking(move |host| {
-            let outcome = guard.hold(|| work(host));
+            let outcome = guard.hold(|| host.alone(&id, || work(host)));
             // Nobody may be listening.
             let _ = settled.send(id);
             outcome
@@ -269,6 +277,25 @@ impl Lifecycle {
 }
 
 impl Host {
+    /// Does `work` while no other process works on the volume.
+    fn alone<T>(&self, id: &VolumeId, work: impl FnOnce() -> Result<T>) -> Result<T> {
+        let _claim = self.pools.claim(id)?;
+        work()
+    }
+
+    /// The keys of the volume from the secret at `uri`, for which this machine proves anew what it is.
+    fn volume_keys(&self, uri: &KeyUri, id: &VolumeId) -> Result<VolumeKeys> {
+        self.machine.check_memory()?;
+        let started = Instant::now();
+        let released = Handle::current().block_on(self.keys.secret(uri));
+        let (took, refusal) = (started.elapsed(), released.as_ref().err().map(Error::reason));
+        self.metrics.key_request(self.keys.kbs(), refusal, took);
+        let secret = released?;
+        tracing::info!(milliseconds = took.as_millis(), key = %uri, "secret released");
+        VolumeKeys::derive(&secret, id)
+            .map_err(|error| Error::new(error.reason(), format!("{uri}: {}", error.message())))
+    }
+
     /// What the kernel holds for `id`; refuses a device under the volume's name that is not ours.
     fn look(&self, id: &VolumeId, shape: Option<&Shape>) -> Result<Kernel> {
         let kernel = self.machine.look(id, shape)?;

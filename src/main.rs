@@ -2,16 +2,15 @@
 //!
 //! A wrong configuration ends the program at once, with one line that says what is wrong and exit status 2.
 
-use std::fmt::Display;
+#[path = "main/output.rs"]
+mod output;
+
 use std::future::Future;
 use std::future::pending;
-use std::io::ErrorKind as IoErrorKind;
-use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use tokio::signal::unix::SignalKind;
 use tokio::signal::unix::signal;
@@ -38,11 +37,13 @@ use coffer::provision::LocalPool;
 use coffer::provision::Pools;
 use coffer::reconcile::Reconciler;
 use coffer::volume::Error;
+use coffer::volume::KeyUri;
 use coffer::volume::Place;
 use coffer::volume::PoolName;
 use coffer::volume::Reason;
 use coffer::volume::Result;
 use coffer::volume::VolumeId;
+use output::{Output, explain, fail, print, show};
 
 /// A Kubernetes CSI driver for encrypted volumes. Each volume's key is held by a Key Broker Service (KBS), which
 /// releases it only to a node that has proved, by remote attestation, what it is and what it runs.
@@ -77,7 +78,7 @@ enum Command {
     /// Print what this machine proves to a KBS, in the form that a policy needs
     #[command(after_help = ATTEST_EXAMPLE)]
     Attest(Attest),
-    /// Look at volumes on this machine, or purge one, without Kubernetes and without keys
+    /// Look at volumes on this machine, purge one, or move one to another key, without Kubernetes
     #[command(subcommand)]
     Volume(Volume),
     /// A small KBS for evaluation and tests
@@ -115,17 +116,8 @@ struct Node {
     node_name: String,
     #[command(flatten)]
     pools: PoolFlags,
-    /// Where the KBS is
-    #[arg(long, env = "COFFER_KBS_URL", value_name = "https://HOST[:PORT]")]
-    kbs_url: String,
-    /// PEM file of the CA that signed the KBS's certificate; no other is believed
-    #[arg(long, env = "COFFER_KBS_CA", value_name = "FILE")]
-    kbs_ca: Option<PathBuf>,
-    /// Allow http:// to the KBS, for development: only together with the attester `sample`
-    #[arg(long, env = "COFFER_INSECURE_KBS_HTTP")]
-    insecure_kbs_http: bool,
     #[command(flatten)]
-    attester: AttesterFlags,
+    kbs: KbsFlags,
     /// The kubelet's directory, where the driver registers itself; empty: it does not
     #[arg(long, env = "COFFER_KUBELET_DIR", default_value = "/var/lib/kubelet", value_name = "DIR")]
     kubelet_dir: String,
@@ -146,6 +138,21 @@ struct PoolFlags {
     #[arg(long = "pool", env = "COFFER_POOL", value_name = "[NAME=]DIR", value_delimiter = ',', required = true)]
     #[arg(value_parser = parse_pool)]
     pools: Vec<LocalPool>,
+}
+
+#[derive(Debug, Args)]
+struct KbsFlags {
+    /// Where the KBS is
+    #[arg(long, env = "COFFER_KBS_URL", value_name = "https://HOST[:PORT]")]
+    kbs_url: String,
+    /// PEM file of the CA that signed the KBS's certificate; no other is believed
+    #[arg(long, env = "COFFER_KBS_CA", value_name = "FILE")]
+    kbs_ca: Option<PathBuf>,
+    /// Allow http:// to the KBS, for development: only together with the attester `sample`
+    #[arg(long, env = "COFFER_INSECURE_KBS_HTTP")]
+    insecure_kbs_http: bool,
+    #[command(flatten)]
+    attester: AttesterFlags,
 }
 
 #[derive(Debug, Args)]
@@ -209,6 +216,19 @@ enum Volume {
         #[command(flatten)]
         look: Look,
     },
+    /// Move a volume to another secret at the KBS, mounted or not; finishes a move that was interrupted. In a cluster, change
+    /// spec.keyUri of its EncryptedVolume instead: its node goes by that
+    Rotate {
+        /// The volume's id
+        id: String,
+        /// Where the new secret is; the old one must still be there
+        #[arg(long, value_name = "kbs:///REPOSITORY/TYPE/TAG", value_parser = |text: &str| KeyUri::parse("--to", text))]
+        to: KeyUri,
+        #[command(flatten)]
+        pools: PoolFlags,
+        #[command(flatten)]
+        kbs: KbsFlags,
+    },
     /// Destroy a volume that nothing asks for any more, such as one that `kubectl get encpool` calls Orphaned
     Purge {
         /// The volume's id; its data cannot be had back
@@ -225,12 +245,6 @@ struct Look {
     /// How to print it
     #[arg(long, value_enum, default_value_t = Output::Text)]
     output: Output,
-}
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum Output {
-    Text,
-    Json,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -272,6 +286,11 @@ async fn run(command: Command) -> Result<()> {
         }
         Command::Volume(Volume::Inspect { id, look }) => {
             show(look.output, &inspect::volume(&look.pools.get()?, &LinuxMachine::default(), &parse_id(&id)?)?)
+        }
+        Command::Volume(Volume::Rotate { id, to, pools, kbs }) => {
+            let lifecycle = Lifecycle::new(Arc::new(LinuxMachine), kbs.get()?, pools.get()?, None, Metrics::default());
+            lifecycle.rotate(parse_id(&id)?, to.clone()).await?;
+            print(&format!("volume {id} opens with the secret at {to}\n"))
         }
         Command::Volume(Volume::Purge { id, pools }) => {
             lifecycle::purge(&pools.get()?, &LinuxMachine::default(), &parse_id(&id)?)?;
@@ -337,13 +356,7 @@ struct NodeHalf {
 }
 
 async fn node_half(flags: Node, witness: Option<Witness>) -> Result<NodeHalf> {
-    let keys: Arc<dyn KeySource> = Arc::new(KbsClient::new(KbsConfig {
-        url: flags.kbs_url,
-        ca_file: flags.kbs_ca,
-        allow_insecure_http: flags.insecure_kbs_http,
-        attester: attester(flags.attester)?,
-        limits: Limits::default(),
-    })?);
+    let keys = flags.kbs.get()?;
     let pools = flags.pools.get()?;
     for pool in pools.iter() {
         if let Err(error) = pool.finish_interrupted() {
@@ -436,6 +449,18 @@ fn parse_id(text: &str) -> Result<VolumeId> {
     VolumeId::parse(text).ok_or_else(not_found)
 }
 
+impl KbsFlags {
+    fn get(self) -> Result<Arc<dyn KeySource>> {
+        Ok(Arc::new(KbsClient::new(KbsConfig {
+            url: self.kbs_url,
+            ca_file: self.kbs_ca,
+            allow_insecure_http: self.insecure_kbs_http,
+            attester: attester(self.attester)?,
+            limits: Limits::default(),
+        })?))
+    }
+}
+
 impl PoolFlags {
     fn get(self) -> Result<Pools> {
         Pools::new(self.pools)
@@ -452,42 +477,4 @@ fn parse_pool(text: &str) -> Result<LocalPool> {
         return Err(Error::invalid("the pool's directory", "is required"));
     }
     Ok(LocalPool::open(name, directory.into()))
-}
-
-fn show<T: Display + serde::Serialize>(output: Output, value: &T) -> Result<()> {
-    print(&match output {
-        Output::Text => value.to_string(),
-        Output::Json => serde_json::to_string_pretty(value).expect("texts, numbers and lists of them") + "\n",
-    })
-}
-
-/// Writes to standard output. A reader that has gone away, such as `head`, has seen enough.
-fn print(text: &str) -> Result<()> {
-    match std::io::stdout().write_all(text.as_bytes()) {
-        Err(error) if error.kind() != IoErrorKind::BrokenPipe => {
-            Err(Error::new(Reason::Internal, "standard output cannot be written").caused_by(error))
-        }
-        _ => Ok(()),
-    }
-}
-
-/// Help goes to standard output; a refused command line is one line on standard error.
-fn explain(refusal: &clap::Error) -> ExitCode {
-    if matches!(refusal.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
-        return print(&refusal.to_string()).map_or_else(|error| fail(&error), |()| ExitCode::SUCCESS);
-    }
-    if refusal.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
-        eprint!("{refusal}");
-        return ExitCode::from(2);
-    }
-    let text = refusal.to_string();
-    let what = text.split("\n\n").next().unwrap_or(&text);
-    let line: Vec<&str> = what.split_whitespace().filter(|word| *word != "error:").collect();
-    eprintln!("coffer: {} (see --help)", line.join(" "));
-    ExitCode::from(2)
-}
-
-fn fail(error: &Error) -> ExitCode {
-    eprintln!("coffer: {}", error.chain());
-    ExitCode::from(if error.reason() == Reason::InvalidArgument { 2 } else { 1 })
 }

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! <pool>/pool.json             the mark made by `coffer pool init`
+//! <pool>/<id>/                 locked (`flock`) by whoever works on the volume
 //! <pool>/<id>/volume.json      the record
 //! <pool>/<id>/backing          the image
 //! <pool>/<id>/refusal.json     why the last stage was refused, for display
@@ -23,6 +24,8 @@ pub use pools::Pools;
 pub use space::Capacity;
 
 use std::fs::File;
+use std::fs::Metadata;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::path::PathBuf;
 use std::time::Instant;
@@ -30,6 +33,7 @@ use std::time::Instant;
 use async_trait::async_trait;
 use rustix::fs::FlockOperation;
 use rustix::fs::flock;
+use rustix::io::Errno;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
@@ -39,6 +43,7 @@ use crate::device::backing::Allocation;
 use crate::record::POOL_FILE;
 use crate::record::PoolFile;
 use crate::record::Record;
+use crate::volume::ERASURE;
 use crate::volume::Error;
 use crate::volume::HealthEntry;
 use crate::volume::Place;
@@ -49,6 +54,7 @@ use crate::volume::Volume;
 use crate::volume::VolumeId;
 use crate::volume::VolumeSpec;
 use crate::volume::Whereabouts;
+use crate::volume::erasure_receipt;
 
 const BACKING_FILE: &str = "backing";
 const CREATING: &str = "creating-";
@@ -213,14 +219,12 @@ impl LocalPool {
             if name.strip_prefix(CREATING).and_then(VolumeId::parse).is_some() {
                 std::fs::remove_dir_all(&directory)
                     .map_err(|error| internal("cannot remove a half-made volume", error))?;
-            } else if name.strip_prefix(DELETING).and_then(VolumeId::parse).is_some() {
+            } else if let Some(id) = name.strip_prefix(DELETING).and_then(VolumeId::parse) {
+                let record = Record::read(&directory, &id).ok().flatten();
                 erase(&directory)?;
                 sync(&self.path)?;
-                tracing::info!(
-                    volume = &name[DELETING.len()..],
-                    erasure = "Keyslots",
-                    "volume deleted: its keyslots are overwritten and its backing is removed"
-                );
+                let receipt = erasure_receipt(record.as_ref().map(|record| &record.key_uri));
+                tracing::info!(volume = %id, erasure = ERASURE, "volume deleted: {receipt}");
             }
         }
         Ok(())
@@ -251,6 +255,32 @@ impl LocalPool {
     pub fn capacity(&self) -> Result<Capacity> {
         self.ready()?;
         space::capacity(&self.path)
+    }
+
+    /// The right to work on the volume for as long as what this returns is open, also between processes. `None` where
+    /// there is no such directory.
+    ///
+    /// # Errors
+    /// `OperationPending` while another process has it.
+    pub fn claim(&self, id: &VolumeId) -> Result<Option<File>> {
+        let pending = || {
+            let message = format!("another process is at work on volume {id}; this call may be repeated");
+            Error::new(Reason::OperationPending, message)
+        };
+        // What cannot be opened cannot be worked on, and is refused where that is tried.
+        let Ok(directory) = File::open(self.directory(id)) else { return Ok(None) };
+        match flock(&directory, FlockOperation::NonBlockingLockExclusive) {
+            Err(Errno::WOULDBLOCK) => return Err(pending()),
+            locked => locked.map_err(|error| internal("cannot lock the volume's directory", error.into()))?,
+        }
+        // Deleted and made again meanwhile: what is locked is no longer the volume's.
+        let identity = |found: Metadata| (found.dev(), found.ino());
+        let there = std::fs::metadata(self.directory(id)).map(identity).ok();
+        if there.is_some() && there != directory.metadata().map(identity).ok() {
+            Err(pending())
+        } else {
+            Ok(Some(directory))
+        }
     }
 
     fn names(&self) -> Result<Vec<String>> {

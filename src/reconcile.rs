@@ -1,10 +1,11 @@
-//! The node's half of a cluster: makes and erases the volumes that resources ask of this node, and shows in their status
-//! what has become of them.
+//! The node's half of a cluster: makes and erases the volumes that resources ask of this node, moves them to the keys that
+//! resources name, and shows in their status what has become of them.
 //!
 //! A node writes the status of its own volumes and pools and nothing else. What a resource says never permits a format
 //! and never makes a volume twice: once the node has answered, only the disk says what is there.
 
 mod pools;
+mod rotation;
 mod status;
 
 use std::sync::Arc;
@@ -35,6 +36,7 @@ use crate::volume::Reason;
 use crate::volume::Result;
 use crate::volume::VolumeId;
 use pools::PoolReporter;
+use rotation::Refusals;
 
 /// How often a volume is looked at although nobody has said that anything changed.
 const PERIOD: Duration = Duration::from_secs(300);
@@ -63,7 +65,8 @@ impl Reconciler {
         let mine = watcher::Config::default().fields(&format!("spec.nodeName={}", self.node_name));
         let events = Events::of_node(self.client.clone(), &self.node_name);
         let api = Api::all(self.client);
-        let volumes = Volumes { api, events, node_name: self.node_name, lifecycle: self.lifecycle };
+        let refusals = Refusals::default();
+        let volumes = Volumes { api, events, node_name: self.node_name, lifecycle: self.lifecycle, refusals };
         let reconciled = Controller::new(volumes.api.clone(), mine)
             .reconcile_on(ended)
             .run(|volume, volumes| async move { volumes.visit(&volume).await }, on_error, Arc::new(volumes))
@@ -82,6 +85,7 @@ struct Volumes {
     events: Events,
     node_name: String,
     lifecycle: Lifecycle,
+    refusals: Refusals,
 }
 
 impl Volumes {
@@ -114,8 +118,9 @@ impl Volumes {
     }
 
     async fn erase(&self, volume: &EncryptedVolume, id: VolumeId) -> Result<Action> {
-        match self.lifecycle.delete(id, Instant::now()).await {
+        match self.lifecycle.delete(id.clone(), Instant::now()).await {
             Ok(()) => {
+                self.refusals.forget(&id);
                 self.write(volume, status::erased(volume)).await?;
                 Ok(Action::await_change())
             }
@@ -131,13 +136,14 @@ impl Volumes {
         if self.lifecycle.is_busy(&id) {
             return Ok(Action::requeue(PERIOD));
         }
-        let status = match self.lifecycle.sight(id).await {
-            Ok(sighting) => status::seen(volume, &sighting),
+        let (status, next) = match self.lifecycle.sight(id.clone()).await {
+            Ok(sighting) if sighting.opens_with(&volume.spec.key_uri) => (status::seen(volume, &sighting), PERIOD),
+            Ok(sighting) => (self.rotate(volume, &id, &sighting).await, rotation::PERIOD),
             // Nothing is made anew in place of what is gone.
-            Err(error) => status::unseen(volume, &error),
+            Err(error) => (status::unseen(volume, &error), PERIOD),
         };
         self.write(volume, status).await?;
-        Ok(Action::requeue(PERIOD))
+        Ok(Action::requeue(next))
     }
 
     /// Writes `status` unless the resource says so already, and tells what is new in it.

@@ -34,7 +34,7 @@ use crate::volume::VolumeSpec;
 /// File name of a record in its volume's directory.
 pub const RECORD_FILE: &str = "volume.json";
 
-/// The schema that this version writes, and the newest that it reads. Schema 2 knows profiles with tags.
+/// The schema that this version writes, and the newest that it reads. Schema 2 knows profiles with tags, and rotations.
 const SCHEMA: u32 = 2;
 
 /// What the MAC is computed over begins with this line, so that it can never be taken for another MAC.
@@ -82,6 +82,16 @@ impl From<Digest32> for String {
     }
 }
 
+/// The second secret that opens a volume until its rotation is finished, and the header that both open.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Rotation {
+    /// Where that secret is: the next one, or the one before.
+    pub key_uri: KeyUri,
+    /// Digest of the header that has a keyslot and a seal for each.
+    pub header_digest: Digest32,
+}
+
 /// What this node knows about a volume.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -119,6 +129,9 @@ pub struct Record {
     /// Digest of the sealed header, to tell a changed header without any key.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub header_digest: Option<Digest32>,
+    /// What a rotation has begun and not finished.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rotation: Option<Rotation>,
     /// Derived from the secret, to tell a wrong secret from a changed header.
     #[serde(skip_serializing_if = "Option::is_none")]
     key_check: Option<Digest32>,
@@ -146,6 +159,7 @@ impl Record {
             created: now,
             state: State::Declared,
             header_digest: None,
+            rotation: None,
             key_check: None,
             mac: None,
         }
@@ -175,6 +189,17 @@ impl Record {
         self
     }
 
+    /// The record once the volume's secret is at `key_uri`, and a second one where `rotation` says.
+    #[must_use]
+    pub fn keyed(mut self, key_uri: KeyUri, rotation: Option<Rotation>) -> Self {
+        if rotation.is_some() {
+            self.schema = SCHEMA;
+        }
+        self.key_uri = key_uri;
+        self.rotation = rotation;
+        self
+    }
+
     /// The record of a first stage that has tagged `bytes` of the payload under the header with this digest. It is
     /// authenticated like that of a complete volume, so that a later stage may go on from there.
     #[must_use]
@@ -196,6 +221,17 @@ impl Record {
         self.key_check = Some(Digest32(key_check));
         self.mac = Some(Digest32(self.keyed_mac(key).finalize().into_bytes().into()));
         self
+    }
+
+    /// Digests of the sealed headers that may be on the disk: a second one until a rotation is finished.
+    pub fn header_digests(&self) -> impl Iterator<Item = [u8; 32]> {
+        let other = self.rotation.as_ref().map(|rotation| rotation.header_digest);
+        self.header_digest.into_iter().chain(other).map(|digest| digest.0)
+    }
+
+    /// URIs of the secrets that open the volume, the record's own first.
+    pub fn key_uris(&self) -> impl Iterator<Item = &KeyUri> {
+        std::iter::once(&self.key_uri).chain(self.rotation.as_ref().map(|rotation| &rotation.key_uri))
     }
 
     /// Whether this is what the driver wrote, since the volume is Ready or while its sectors got their tags, under the secret behind `key` and `key_check`.
@@ -352,7 +388,11 @@ mod tests {
 
     #[test]
     fn every_single_changed_byte_is_noticed() {
-        let record = declared().ready([1; 32], [2; 32], &key(3));
+        let next = KeyUri::parse("keyUri", "kbs:///a/b/d").expect("valid");
+        let mut record = declared();
+        record.rotation = Some(Rotation { key_uri: next, header_digest: Digest32([4; 32]) });
+        let record = record.ready([1; 32], [2; 32], &key(3));
+        assert_eq!(record.header_digests().collect::<Vec<_>>(), [[1; 32], [4; 32]]);
         let text = serde_json::to_vec(&record).expect("serialises");
         for at in 0..text.len() {
             let mut changed = text.clone();

@@ -2,6 +2,7 @@
 //!
 //! Nothing here does I/O. Every floor above speaks in these types; none of them knows proto, Kubernetes or a kernel.
 
+mod erasure;
 mod error;
 mod health;
 mod key_uri;
@@ -11,6 +12,7 @@ mod pool_name;
 mod profile;
 mod secret;
 
+pub use erasure::{ERASURE, erasure_receipt};
 pub use error::{Error, Reason, Result};
 pub use health::{HealthEntry, HealthStatus};
 pub use key_uri::{Claim, KeyUri, KeyUriTemplate};
@@ -171,11 +173,12 @@ impl VolumeSpec {
         VolumeId::for_name(&self.name)
     }
 
-    /// Whether `other` asks for this very volume. Who claims it makes no difference to it.
+    /// Whether `other` asks for this very volume. Who claims it makes no difference to it, nor does where its secret is:
+    /// a rotation moves that, and the class goes on naming the old place.
     #[must_use]
     pub fn is_same_as(&self, other: &Self) -> bool {
-        let unclaimed = |spec: &Self| Self { claim: None, ..spec.clone() };
-        unclaimed(self) == unclaimed(other)
+        let comparable = |spec: &Self| Self { claim: None, key_uri: self.key_uri.clone(), ..spec.clone() };
+        comparable(self) == comparable(other)
     }
 
     /// Why `asked` cannot have the volume that exists as `self` says.
@@ -183,8 +186,7 @@ impl VolumeSpec {
     pub fn conflict(&self, asked: &Self) -> Error {
         let shown = |spec: &Self| {
             let (profile, init) = (spec.profile.as_str(), spec.init.as_str());
-            let (bytes, content, key_uri, pool) = (spec.payload_bytes, spec.content, &spec.key_uri, &spec.pool);
-            format!("{bytes} bytes, {content}, {profile}, init {init}, {key_uri}, pool {pool}")
+            format!("{} bytes, {}, {profile}, init {init}, pool {}", spec.payload_bytes, spec.content, spec.pool)
         };
         let message =
             format!("volume {} exists with {}; this request asks for {}", self.name, shown(self), shown(asked));

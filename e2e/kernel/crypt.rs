@@ -49,7 +49,7 @@ impl Sealed {
         let shape = Shape { id, profile, payload_bytes: PAYLOAD_BYTES, luks_uuid, backing };
         let attached = attach(&shape.backing, profile);
         let image = crypt::format(&shape, &keys.passphrase).expect("formats");
-        let (image, digest) = crypt::seal(image, &shape, &keys.seal).expect("seals");
+        let (image, digest) = crypt::seal(&image, &shape, &[&keys.seal]).expect("seals");
         image.write(&attached).expect("writes");
         // The first open of a new volume makes the superblock of its tags.
         let new = image.frozen(&shape).expect("freezes");

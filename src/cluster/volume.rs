@@ -89,7 +89,8 @@ pub struct EncryptedVolumeSpec {
     #[serde(default, skip_serializing_if = "Init::is_default")]
     #[schemars(with = "String", extend("enum" = Init::ALL.map(Init::as_str)))]
     pub init: Init,
-    /// Where the secret is at the KBS.
+    /// Where the secret is at the KBS. A change moves the volume to another secret, open or not, and the condition
+    /// KeyRotated says whether it has moved.
     #[schemars(
         with = "String",
         regex(pattern = r"^kbs:///[A-Za-z0-9_-][A-Za-z0-9_.-]*(/[A-Za-z0-9_-][A-Za-z0-9_.-]*){2}$")

@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Once;
 
 use libcryptsetup_rs::consts::flags::{CryptActivate, CryptPbkdf, CryptVolumeKey};
-use libcryptsetup_rs::consts::vals::{CryptKdf, EncryptionFormat, KeyslotsSize, MetadataSize};
+use libcryptsetup_rs::consts::vals::{CryptKdf, EncryptionFormat, KeyslotInfo, KeyslotsSize, MetadataSize};
 use libcryptsetup_rs::{
     CryptDevice, CryptInit, CryptParamsLuks2, CryptParamsLuks2Ref, CryptPbkdfType, Either, LibcryptErr, TokenInput,
 };
@@ -53,8 +53,10 @@ const XTS_KEY_BYTES: usize = 64;
 const PBKDF2_ITERATIONS: u32 = 1000;
 /// Size of the keyslots area.
 const KEYSLOTS_BYTES: u64 = 1 << 20;
-/// The keyslot and the token of a new volume.
+/// The keyslot of a new volume.
 const FIRST: u32 = 0;
+/// The keyslots and the tokens that a header may have: the second ones are there during a rotation.
+const SLOTS: [u32; 2] = [FIRST, 1];
 
 /// Makes a new header with a random volume key, unlocked by `passphrase`, in memory. It has no seal yet.
 ///
@@ -63,15 +65,6 @@ const FIRST: u32 = 0;
 pub fn format(shape: &Shape, passphrase: &SecretBytes) -> Result<Image> {
     let scratch = Scratch::new()?;
     let mut device = scratch.device()?;
-    let pbkdf = CryptPbkdfType {
-        type_: CryptKdf::Pbkdf2,
-        hash: Some("sha256".to_owned()),
-        time_ms: 0,
-        iterations: PBKDF2_ITERATIONS,
-        max_memory_kb: 0,
-        parallel_threads: 0,
-        flags: CryptPbkdf::NO_BENCHMARK,
-    };
     let parameters = CryptParamsLuks2 {
         pbkdf: None,
         integrity: None,
@@ -84,7 +77,7 @@ pub fn format(shape: &Shape, passphrase: &SecretBytes) -> Result<Image> {
     };
     let mut steps = || -> Result<(), LibcryptErr> {
         let mut parameters: CryptParamsLuks2Ref<'_> = (&parameters).try_into()?;
-        device.settings_handle().set_pbkdf_type(&pbkdf)?;
+        device.settings_handle().set_pbkdf_type(&pbkdf2())?;
         device.settings_handle().set_metadata_size(MetadataSize::Kb16, KeyslotsSize::try_from(KEYSLOTS_BYTES)?)?;
         device.set_data_offset(DATA_OFFSET_BYTES / SECTOR_512)?;
         device.context_handle().format(
@@ -154,22 +147,91 @@ pub fn superblock_of(shape: &Shape) -> Vec<u8> {
     superblock::of(shape)
 }
 
-/// Adds the seal to a header of our own making; returns it with the digest of what the seal authenticates.
+fn pbkdf2() -> CryptPbkdfType {
+    CryptPbkdfType {
+        type_: CryptKdf::Pbkdf2,
+        hash: Some("sha256".to_owned()),
+        time_ms: 0,
+        iterations: PBKDF2_ITERATIONS,
+        max_memory_kb: 0,
+        parallel_threads: 0,
+        flags: CryptPbkdf::NO_BENCHMARK,
+    }
+}
+
+/// Gives a header of our own making one seal for each of `keys`, one or two, and no other; returns it with the digest of
+/// what the seals authenticate.
 ///
 /// # Errors
 /// `Internal` if libcryptsetup fails, or the result does not pass the opening rule.
-pub fn seal(image: Image, shape: &Shape, seal: &SecretBytes) -> Result<(Image, [u8; 32])> {
-    let scratch = Scratch::holding(&image)?;
-    // The authenticated text holds the token without its MAC, as libcryptsetup spells it: so it is written twice.
-    scratch.set_token(&[0; 32])?;
+pub fn seal(image: &Image, shape: &Shape, keys: &[&SecretBytes]) -> Result<(Image, [u8; 32])> {
+    let scratch = Scratch::holding(image)?;
+    // The authenticated text holds the tokens without their MACs, as libcryptsetup spells them: so they are written twice.
+    scratch.set_tokens(&vec![[0; 32]; keys.len()])?;
     let text = scratch.image()?.text_to_seal(shape)?;
-    scratch.set_token(&token::mac(seal, &text))?;
+    scratch.set_tokens(&keys.iter().map(|key| token::mac(key, &text)).collect::<Vec<_>>())?;
     let sealed = scratch.image()?;
-    let verified = sealed.verify(shape, seal).map_err(|error| {
-        Error::new(Reason::Internal, "a header that was just sealed does not verify; nothing was written")
-            .caused_by(error)
-    })?;
-    Ok((sealed, verified.digest))
+    let mut digest = [0; 32];
+    for key in keys {
+        let verified = sealed.verify(shape, key).map_err(|error| {
+            Error::new(Reason::Internal, "a header that was just sealed does not verify; nothing was written")
+                .caused_by(error)
+        })?;
+        digest = verified.digest;
+    }
+    Ok((sealed, digest))
+}
+
+/// A copy of `header` in which `new` opens the volume key too, by a keyslot of its own. Its seal is no longer valid.
+///
+/// # Errors
+/// `WrongKey` if `passphrase` does not open `header`; `Internal` if there is no free keyslot, or libcryptsetup fails.
+pub fn add_keyslot(shape: &Shape, header: &Frozen, passphrase: &SecretBytes, new: &SecretBytes) -> Result<Image> {
+    changed(shape, header, |device| {
+        check(device, passphrase)?;
+        let mut add = || {
+            device.settings_handle().set_pbkdf_type(&pbkdf2())?;
+            let mut keyslots = device.keyslot_handle();
+            let free = SLOTS.into_iter().find(|slot| matches!(keyslots.status(*slot), Ok(KeyslotInfo::Inactive)));
+            keyslots.add_by_passphrase(free, passphrase.expose(), new.expose())
+        };
+        add().map(drop).map_err(|error| failed("add a keyslot", error))
+    })
+}
+
+/// A copy of `header` in which only `passphrase` opens the volume key. Its seal is no longer valid.
+///
+/// # Errors
+/// `WrongKey` if `passphrase` does not open `header`; `Internal` if libcryptsetup fails.
+pub fn keep_keyslot(shape: &Shape, header: &Frozen, passphrase: &SecretBytes) -> Result<Image> {
+    changed(shape, header, |device| {
+        let kept = check(device, passphrase)?;
+        let mut keyslots = device.keyslot_handle();
+        let mut others = SLOTS.into_iter().filter(|slot| *slot != kept);
+        others.try_for_each(|slot| match keyslots.status(slot) {
+            Ok(KeyslotInfo::Inactive) => Ok(()),
+            _ => keyslots.destroy(slot).map_err(|error| failed("remove a keyslot", error)),
+        })
+    })
+}
+
+/// What `change` makes of a copy of `header`, if the profile knows it.
+fn changed(shape: &Shape, header: &Frozen, change: impl FnOnce(&mut CryptDevice) -> Result<()>) -> Result<Image> {
+    let scratch = Scratch::holding(&header.image()?)?;
+    let mut device = load(&scratch.path())?;
+    change(&mut device)?;
+    drop(device);
+    let image = scratch.image()?;
+    image.frozen(shape)?;
+    Ok(image)
+}
+
+/// The keyslot that `passphrase` opens. No key is put into a keyring.
+fn check(device: &mut CryptDevice, passphrase: &SecretBytes) -> Result<u32> {
+    device
+        .activate_handle()
+        .activate_by_passphrase(None, None, passphrase.expose(), CryptActivate::empty())
+        .map_err(|error| Error::new(Reason::WrongKey, "no keyslot of the header opens with this key").caused_by(error))
 }
 
 /// Unlocks `header` with `passphrase`, loads the table over `attached`, reads it back, and removes it again if it is
@@ -300,13 +362,17 @@ impl Scratch {
         device_at(&self.path())
     }
 
-    fn set_token(&self, mac: &[u8; 32]) -> Result<()> {
-        let token = token::token(mac);
-        load(&self.path())?
-            .token_handle()
-            .json_set(TokenInput::ReplaceToken(FIRST, &token))
-            .map(|_id| ())
-            .map_err(|error| failed("add the seal", error))
+    /// Leaves one seal for each of `macs`.
+    fn set_tokens(&self, macs: &[[u8; 32]]) -> Result<()> {
+        let mut device = load(&self.path())?;
+        let mut macs = macs.iter();
+        for slot in SLOTS {
+            let token = macs.next().map(token::token);
+            let input =
+                token.as_ref().map_or(TokenInput::RemoveToken(slot), |token| TokenInput::ReplaceToken(slot, token));
+            device.token_handle().json_set(input).map_err(|error| failed("set the seals", error))?;
+        }
+        Ok(())
     }
 
     fn image(&self) -> Result<Image> {
@@ -317,3 +383,6 @@ impl Scratch {
 fn scratch_failed(error: std::io::Error) -> Error {
     Error::new(Reason::Internal, "no memory file to make a header in").caused_by(error)
 }
+
+#[cfg(test)]
+mod tests;

@@ -19,7 +19,6 @@ use std::sync::MutexGuard;
 use std::sync::PoisonError;
 
 use libcryptsetup_rs::CryptInit;
-use libcryptsetup_rs::consts::flags::CryptActivate;
 use libcryptsetup_rs::consts::vals::EncryptionFormat;
 use sha2::Digest;
 use sha2::Sha256;
@@ -49,8 +48,8 @@ use crate::volume::Result;
 use crate::volume::SecretBytes;
 use crate::volume::VolumeId;
 
-/// Where the one keyslot of our geometry lies: its bytes stand for the volume key that they wrap.
-const KEYSLOT_BYTES: std::ops::Range<u64> = 32_768..290_816;
+/// The longest volume key of any profile.
+const VOLUME_KEY_BYTES: usize = 96;
 
 /// Where the filesystem's mark lies: behind the header and, where there is one, the superblock of the tags.
 const FILESYSTEM_BYTES: u64 = DATA_OFFSET_BYTES + 4096;
@@ -267,14 +266,13 @@ impl Machine for FakeMachine {
             if state.mappers.contains_key(&shape.id) {
                 return Err(Error::new(Reason::Internal, "a device of this name exists"));
             }
-            unlock(header, passphrase)?;
+            let marker = unlock(header, passphrase)?;
             crypt::check_tags(shape, attached, header.is_new)?;
             if shape.profile.has_tags() {
                 let superblock = crypt::superblock_of(shape);
                 attached.device.write_all_at(&superblock, DATA_OFFSET_BYTES).map_err(internal)?;
             }
             let inode = attached.device.metadata().map_err(internal)?.ino();
-            let marker = volume_key(header)?;
             state.disks += 1;
             let mapper = FakeMapper { shape: shape.clone(), state: Mapper::Live, inode, marker, disk: state.disks };
             state.mappers.insert(shape.id.clone(), mapper);
@@ -389,22 +387,14 @@ impl Machine for FakeMachine {
     }
 }
 
-/// Whether `passphrase` opens the keyslot of `header`; nothing is put into a keyring.
-fn unlock(header: &Frozen, passphrase: &SecretBytes) -> Result<()> {
+/// A name for the volume key of `header`, if `passphrase` opens it; nothing is put into a keyring.
+fn unlock(header: &Frozen, passphrase: &SecretBytes) -> Result<String> {
     let wrong = |cause| Error::new(Reason::WrongKey, "the keyslot does not open with this key").caused_by(cause);
     let mut device = CryptInit::init(&header.path()).map_err(wrong)?;
     device.context_handle().load::<()>(Some(EncryptionFormat::Luks2), None).map_err(wrong)?;
-    let opened =
-        device.activate_handle().activate_by_passphrase(None, None, passphrase.expose(), CryptActivate::empty());
-    opened.map(drop).map_err(wrong)
-}
-
-/// A name for the volume key behind `header`: sealing keeps it, formatting again changes it.
-fn volume_key(header: &Frozen) -> Result<String> {
-    let copy = File::open(header.path()).map_err(internal)?;
-    let mut area = vec![0; usize::try_from(KEYSLOT_BYTES.end - KEYSLOT_BYTES.start).expect("258048 fits")];
-    copy.read_exact_at(&mut area, KEYSLOT_BYTES.start).map_err(internal)?;
-    Ok(hex::encode(Sha256::digest(&area)))
+    let mut key = [0; VOLUME_KEY_BYTES];
+    device.volume_key_handle().get(None, &mut key, Some(passphrase.expose())).map_err(wrong)?;
+    Ok(hex::encode(Sha256::digest(key)))
 }
 
 fn expect_filesystem(mapper: &FakeMapper, fs: FsType) -> Result<()> {

@@ -102,7 +102,45 @@ impl Image {
     /// # Errors
     /// `NoSpace` if the pool is full, `DeviceUnreadable` for any other refusal of the device.
     pub fn write(&self, attached: &Attached) -> Result<()> {
-        for range in [KEYSLOTS, Place::Secondary.range(), Place::Primary.range()] {
+        self.write_ranges(attached, [KEYSLOTS])?;
+        self.write_copies(attached)
+    }
+
+    /// Puts this header in the place of `before`, from which it was made and whose volume may be open: key areas that
+    /// `before` does not have, then the copies. At any cut one of the two can be opened.
+    ///
+    /// # Errors
+    /// As [`Self::write`].
+    pub fn replace(&self, attached: &Attached, shape: &Shape, before: &Frozen) -> Result<()> {
+        let before = before.image()?;
+        let is_new = |area: &Range<usize>| self.bytes()[area.clone()] != before.bytes()[area.clone()];
+        self.write_ranges(attached, self.used_areas(shape)?.into_iter().filter(is_new))?;
+        self.write_copies(attached)
+    }
+
+    /// Overwrites on the device each key area that this header does not use with random bytes.
+    ///
+    /// # Errors
+    /// As [`Self::write`].
+    pub fn overwrite_unused(&self, attached: &Attached, shape: &Shape) -> Result<()> {
+        let used = self.used_areas(shape)?;
+        let mut noise = Self::blank();
+        getrandom::fill(&mut noise.bytes_mut()[KEYSLOTS])
+            .map_err(|error| Error::new(Reason::Internal, "the kernel gives no random bytes").caused_by(error))?;
+        noise.write_ranges(attached, json::areas(shape.profile).filter(|area| !used.contains(area)))
+    }
+
+    fn used_areas(&self, shape: &Shape) -> Result<Vec<Range<usize>>> {
+        Ok(self.newest(shape)?.keyslots.into_iter().map(|(_, area)| area).collect())
+    }
+
+    fn write_copies(&self, attached: &Attached) -> Result<()> {
+        self.write_ranges(attached, [Place::Secondary.range(), Place::Primary.range()])
+    }
+
+    /// Each on stable storage before the next.
+    fn write_ranges(&self, attached: &Attached, ranges: impl IntoIterator<Item = Range<usize>>) -> Result<()> {
+        for range in ranges {
             let offset = range.start as u64;
             attached
                 .device
@@ -154,10 +192,7 @@ impl Image {
     /// `Internal` if there is no memory file to hold it.
     pub fn unsealed(&self, shape: &Shape, digest: &[u8; 32]) -> Result<Option<Self>> {
         let Some(candidate) = self.with_digest(shape, digest) else { return Ok(None) };
-        let file = File::from(self.freeze(&candidate, true)?.file);
-        Self::from_file(&file).map(Some).map_err(|cause| {
-            Error::new(Reason::Internal, "the memory file of the header cannot be read").caused_by(cause)
-        })
+        self.freeze(&candidate, true)?.image().map(Some)
     }
 
     /// A frozen copy of a header of our own making that has no seal yet.
@@ -211,6 +246,11 @@ impl Image {
     /// The bytes, at an address that O_DIRECT accepts.
     pub(super) fn bytes(&self) -> &[u8] {
         &self.buffer[self.range()]
+    }
+
+    fn bytes_mut(&mut self) -> &mut [u8] {
+        let range = self.range();
+        &mut self.buffer[range]
     }
 
     fn blank() -> Self {
@@ -347,11 +387,32 @@ impl fmt::Display for Defect {
     }
 }
 
+impl Verified {
+    /// Refuses a sealed header that is none of those with `digests`.
+    ///
+    /// # Errors
+    /// `HeaderTampered`.
+    pub fn is_one_of(&self, mut digests: impl Iterator<Item = [u8; 32]>) -> Result<()> {
+        if digests.any(|digest| digest == self.digest) {
+            return Ok(());
+        }
+        let message = "the header is sealed, but it is not the one in the record: an older copy was put back";
+        Err(Error::new(Reason::HeaderTampered, message))
+    }
+}
+
 impl Frozen {
     /// The path under which this process can open the file while this value lives.
     #[must_use]
     pub fn path(&self) -> PathBuf {
         PathBuf::from(format!("/proc/self/fd/{}", self.file.as_raw_fd()))
+    }
+
+    /// What is in the file.
+    pub(super) fn image(&self) -> Result<Image> {
+        let failed =
+            |error| Error::new(Reason::Internal, "the memory file of a header cannot be read").caused_by(error);
+        File::open(self.path()).and_then(|file| Image::from_file(&file)).map_err(failed)
     }
 }
 

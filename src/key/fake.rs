@@ -1,5 +1,6 @@
 //! A KBS for tests: it answers what it is told to, as soon as nobody holds it.
 
+use std::collections::HashMap;
 use std::sync::Mutex;
 use std::sync::PoisonError;
 
@@ -19,13 +20,19 @@ use crate::volume::SecretBytes;
 /// The KBS. At first it releases one secret to everybody.
 pub struct FakeKbs {
     answer: Mutex<Result<u8, Reason>>,
+    answers: Mutex<HashMap<KeyUri, Result<u8, Reason>>>,
     held: tokio::sync::Mutex<()>,
     asked: Notify,
 }
 
 impl Default for FakeKbs {
     fn default() -> Self {
-        Self { answer: Mutex::new(Ok(7)), held: tokio::sync::Mutex::default(), asked: Notify::new() }
+        Self {
+            answer: Mutex::new(Ok(7)),
+            answers: Mutex::default(),
+            held: tokio::sync::Mutex::default(),
+            asked: Notify::new(),
+        }
     }
 }
 
@@ -33,6 +40,11 @@ impl FakeKbs {
     /// From now on every key is a secret made of this byte, or refused for this reason.
     pub fn answers(&self, answer: Result<u8, Reason>) {
         *self.answer.lock().unwrap_or_else(PoisonError::into_inner) = answer;
+    }
+
+    /// From now on the answer for `uri`, whatever the others get.
+    pub fn answers_for(&self, uri: &KeyUri, answer: Result<u8, Reason>) {
+        self.answers.lock().unwrap_or_else(PoisonError::into_inner).insert(uri.clone(), answer);
     }
 
     /// Answers nobody until what this returns is dropped.
@@ -48,13 +60,14 @@ impl FakeKbs {
 
 #[async_trait]
 impl KeySource for FakeKbs {
-    async fn secret(&self, _: &KeyUri) -> Result<SecretBytes> {
+    async fn secret(&self, uri: &KeyUri) -> Result<SecretBytes> {
         self.asked.notify_one();
         let _turn = self.held.lock().await;
-        let answer = *self.answer.lock().unwrap_or_else(PoisonError::into_inner);
+        let own = self.answers.lock().unwrap_or_else(PoisonError::into_inner).get(uri).copied();
+        let answer = own.unwrap_or_else(|| *self.answer.lock().unwrap_or_else(PoisonError::into_inner));
         answer
             .map(|byte| SecretBytes::new(Zeroizing::new(vec![byte; MINIMUM_SECRET_BYTES])))
-            .map_err(|reason| Error::new(reason, "the test's KBS says so"))
+            .map_err(|reason| Error::new(reason, format!("the test's KBS says so of {uri}")))
     }
 
     fn kbs(&self) -> &str {

@@ -47,14 +47,16 @@ impl Host {
 
     /// A Ready volume whose backing holds no intact copy of its header will not open again.
     fn header_loss(&self, record: &Record) -> Option<(Reason, String)> {
-        let digest = record.header_digest.filter(|_| record.state == State::Ready)?;
+        if record.state != State::Ready {
+            return None;
+        }
         let shape = self.shape(record);
         let expected_bytes = shape.profile.backing_bytes(shape.payload_bytes);
         match read_header(&shape.backing) {
             Ok((length, ..)) if length < expected_bytes => {
                 Some((Reason::DeviceTruncated, format!("the backing has {length} bytes of {expected_bytes}")))
             }
-            Ok((_, backing, image)) if image.has_digest(&shape, &digest.0) => {
+            Ok((_, backing, image)) if record.header_digests().any(|digest| image.has_digest(&shape, &digest)) => {
                 let error = crypt::check_tags(&shape, &backing, false).err()?;
                 Some((error.reason(), error.message().to_owned()))
             }

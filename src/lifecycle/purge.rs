@@ -11,13 +11,14 @@ use crate::volume::VolumeId;
 /// Deletes a volume of `pools` and its key material on this machine, whatever its record says.
 ///
 /// # Errors
-/// `VolumeNotFound` if no pool holds it; `StillStaged` if the kernel does.
+/// `VolumeNotFound` if no pool holds it; `StillStaged` if the kernel does; `OperationPending` while a driver works on it.
 pub fn purge(pools: &Pools, machine: &dyn Machine, id: &VolumeId) -> Result<()> {
     pools.ready(id)?;
     let pool = pools.of(id);
     if !pool.directory(id).exists() {
         return Err(Error::new(Reason::VolumeNotFound, format!("no pool of this machine holds volume {id}")));
     }
+    let _claim = pool.claim(id)?;
     let shape = pool.get(id).ok().map(|record| pool.shape(&record));
     if machine.look(id, shape.as_ref())? != Kernel::default() {
         let message = format!("volume {id} is in use; `coffer volume inspect` says what holds it");

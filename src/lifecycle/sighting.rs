@@ -11,6 +11,7 @@ use crate::provision::Release;
 use crate::record::State;
 use crate::volume::Error;
 use crate::volume::HealthEntry;
+use crate::volume::KeyUri;
 use crate::volume::PoolName;
 use crate::volume::Result;
 use crate::volume::VolumeId;
@@ -20,6 +21,8 @@ use crate::volume::VolumeId;
 pub struct Sighting {
     /// Whether the volume was formatted.
     pub is_ready: bool,
+    /// Where the secrets are that open it: one, or a second one until a rotation is finished.
+    pub key_uris: Vec<KeyUri>,
     /// Whether it is open.
     pub is_open: bool,
     /// Why the last stage was refused, if none has succeeded since.
@@ -30,6 +33,14 @@ pub struct Sighting {
     pub bad_sectors: usize,
     /// What is wrong with it.
     pub health: Vec<HealthEntry>,
+}
+
+impl Sighting {
+    /// Whether the secret at `uri` opens the volume, and no other.
+    #[must_use]
+    pub fn opens_with(&self, uri: &KeyUri) -> bool {
+        self.key_uris == [uri.clone()]
+    }
 }
 
 /// One look at a pool.
@@ -75,7 +86,8 @@ impl Host {
         let (refusal, bad) = (pool.refusal(id), pool.bad_sectors(id));
         let health = self.health(&record, refusal.as_ref().filter(|_| !is_open), bad.as_ref());
         let is_ready = record.state == State::Ready;
+        let key_uris = record.key_uris().cloned().collect();
         let bad_sectors = bad.map_or(0, |bad| bad.sectors.len());
-        Ok(Sighting { is_ready, is_open, refusal, release: pool.release(id), bad_sectors, health })
+        Ok(Sighting { is_ready, key_uris, is_open, refusal, release: pool.release(id), bad_sectors, health })
     }
 }

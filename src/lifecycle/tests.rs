@@ -27,14 +27,14 @@ use crate::volume::KeyUri;
 use crate::volume::Profile;
 use crate::volume::SecretBytes;
 
-const EXT4: Content = Content::Filesystem(FsType::Ext4);
+pub(super) const EXT4: Content = Content::Filesystem(FsType::Ext4);
 
-struct World {
-    directory: TempDir,
-    machine: FakeMachine,
-    kbs: Arc<FakeKbs>,
-    pool: LocalPool,
-    lifecycle: Lifecycle,
+pub(super) struct World {
+    pub(super) directory: TempDir,
+    pub(super) machine: FakeMachine,
+    pub(super) kbs: Arc<FakeKbs>,
+    pub(super) pool: LocalPool,
+    pub(super) lifecycle: Lifecycle,
     profile: Profile,
 }
 
@@ -43,11 +43,11 @@ fn pools(pool: &LocalPool) -> Pools {
 }
 
 impl World {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self::of(Profile::Xts1)
     }
 
-    fn of(profile: Profile) -> Self {
+    pub(super) fn of(profile: Profile) -> Self {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join("pool");
         LocalPool::init(&path).expect("a pool");
@@ -69,7 +69,7 @@ impl World {
         self.directory.path().join("staging")
     }
 
-    async fn create(&self, content: Content) -> VolumeId {
+    pub(super) async fn create(&self, content: Content) -> VolumeId {
         let spec = VolumeSpec {
             name: "pvc-1".into(),
             pool: PoolName::default(),
@@ -87,11 +87,11 @@ impl World {
         StageRequest { id: id.clone(), staging_path: self.staging(), content, options: MountOptions::default() }
     }
 
-    async fn stage(&self, id: &VolumeId, content: Content) -> Result<()> {
+    pub(super) async fn stage(&self, id: &VolumeId, content: Content) -> Result<()> {
         self.lifecycle.stage(self.request(id, content)).await
     }
 
-    async fn unstage(&self, id: &VolumeId) -> Result<()> {
+    pub(super) async fn unstage(&self, id: &VolumeId) -> Result<()> {
         self.lifecycle.unstage(id.clone(), self.staging()).await
     }
 
@@ -99,16 +99,16 @@ impl World {
         self.lifecycle.delete(id.clone(), Instant::now()).await
     }
 
-    fn record(&self, id: &VolumeId) -> Record {
+    pub(super) fn record(&self, id: &VolumeId) -> Record {
         self.pool.get(id).expect("a record")
     }
 
-    fn kernel(&self, id: &VolumeId) -> Kernel {
+    pub(super) fn kernel(&self, id: &VolumeId) -> Kernel {
         let shape = self.pool.get(id).ok().map(|record| self.pool.shape(&record));
         self.machine.look(id, shape.as_ref()).expect("the fake can always be looked at")
     }
 
-    fn backing(&self, id: &VolumeId) -> PathBuf {
+    pub(super) fn backing(&self, id: &VolumeId) -> PathBuf {
         self.pool.shape(&self.record(id)).backing
     }
 
@@ -124,7 +124,7 @@ impl World {
     }
 }
 
-fn reason<T: std::fmt::Debug>(outcome: Result<T>) -> Reason {
+pub(super) fn reason<T: std::fmt::Debug>(outcome: Result<T>) -> Reason {
     outcome.expect_err("refused").reason()
 }
 
@@ -385,7 +385,7 @@ async fn an_older_sealed_header_is_refused() {
     let secret = SecretBytes::new(Zeroizing::new(vec![7; 32]));
     let keys = crate::key::VolumeKeys::derive(&secret, &id).expect("keys");
     let image = crate::device::crypt::format(&shape, &keys.passphrase).expect("formatted");
-    let (image, _) = crate::device::crypt::seal(image, &shape, &keys.seal).expect("sealed");
+    let (image, _) = crate::device::crypt::seal(&image, &shape, &[&keys.seal]).expect("sealed");
     let device = std::fs::OpenOptions::new().read(true).write(true).open(&shape.backing).expect("opens");
     image.write(&Attached { device, path: shape.backing.clone() }).expect("written");
     assert_eq!(reason(world.stage(&id, EXT4).await), Reason::HeaderTampered);

@@ -1,5 +1,7 @@
 //! All pools of this machine. A volume is looked for in each of them, because only its creator names its pool.
 
+use std::fs::File;
+
 use super::Capacity;
 use super::LocalPool;
 use crate::record::Record;
@@ -67,6 +69,11 @@ impl Pools {
     /// Whether every pool can be used now.
     pub fn all_ready(&self) -> Result<()> {
         self.0.iter().try_for_each(|pool| pool.ready().map(drop))
+    }
+
+    /// The right to work on the volume, also between processes; see [`LocalPool::claim`].
+    pub fn claim(&self, id: &VolumeId) -> Result<Option<File>> {
+        self.of(id).claim(id)
     }
 
     /// The record of one volume.

@@ -10,8 +10,10 @@ use crate::cluster::News;
 use crate::cluster::Phase;
 use crate::cluster::condition;
 use crate::lifecycle::Sighting;
+use crate::volume::ERASURE;
 use crate::volume::Error;
 use crate::volume::Reason;
+use crate::volume::erasure_receipt;
 
 /// The word for a volume with which nothing is wrong.
 const HEALTHY: &str = "Healthy";
@@ -41,8 +43,8 @@ pub(super) fn pending(volume: &EncryptedVolume, error: &Error) -> EncryptedVolum
 pub(super) fn erased(volume: &EncryptedVolume) -> EncryptedVolumeStatus {
     let mut status = before(volume);
     status.phase = Some(Phase::Deleted);
-    let text = "its keyslots were overwritten and its backing is removed";
-    say(&mut status, volume, condition::ERASED, Ok(("Keyslots", text.into())));
+    let receipt = erasure_receipt(Some(&volume.spec.key_uri));
+    say(&mut status, volume, condition::ERASED, Ok((ERASURE, receipt)));
     status
 }
 
@@ -50,6 +52,20 @@ pub(super) fn erased(volume: &EncryptedVolume) -> EncryptedVolumeStatus {
 pub(super) fn not_erased(volume: &EncryptedVolume, error: &Error) -> EncryptedVolumeStatus {
     let mut status = before(volume);
     say(&mut status, volume, condition::ERASED, Err(error));
+    status
+}
+
+/// The volume has moved to the key that its resource names.
+pub(super) fn rotated(volume: &EncryptedVolume, sighting: &Sighting) -> EncryptedVolumeStatus {
+    let mut status = seen(volume, sighting);
+    say_rotated(&mut status, volume);
+    status
+}
+
+/// The volume could not be moved to that key, and opens as before.
+pub(super) fn not_rotated(volume: &EncryptedVolume, sighting: &Sighting, error: &Error) -> EncryptedVolumeStatus {
+    let mut status = seen(volume, sighting);
+    say(&mut status, volume, condition::KEY_ROTATED, Err(error));
     status
 }
 
@@ -74,6 +90,10 @@ pub(super) fn seen(volume: &EncryptedVolume, sighting: &Sighting) -> EncryptedVo
         say(&mut status, volume, condition::OPENED, Ok(("Attested", text.into())));
     }
     status.integrity_errors = i64::try_from(sighting.bad_sectors).ok();
+    // A refused rotation that was taken back, or done by hand.
+    if sighting.opens_with(&volume.spec.key_uri) && volume.condition(condition::KEY_ROTATED).is_some() {
+        say_rotated(&mut status, volume);
+    }
     let worst = sighting.health.iter().max_by_key(|entry| entry.status);
     status.health = Some(worst.map_or_else(|| HEALTHY.to_owned(), |entry| entry.status.to_string()));
     match worst {
@@ -95,13 +115,14 @@ pub(super) fn unseen(volume: &EncryptedVolume, error: &Error) -> EncryptedVolume
 }
 
 /// What `status` says that `volume` did not say before, as far as somebody wants to be told: whatever is refused or found
-/// wrong, once under each word, and that the volume is no more.
+/// wrong, once under each word, that the volume has moved to another key, and that it is no more.
 pub(super) fn news(volume: &EncryptedVolume, status: &EncryptedVolumeStatus) -> Vec<News> {
     let mut news: Vec<News> = Vec::new();
     // In this order: a refused stage also makes a volume unhealthy, under the same word.
     for (kind, action) in [
         (condition::PROVISIONED, "Create"),
         (condition::OPENED, "Stage"),
+        (condition::KEY_ROTATED, "Rotate"),
         (condition::ERASED, "Delete"),
         (condition::HEALTHY, "Look"),
     ] {
@@ -109,14 +130,23 @@ pub(super) fn news(volume: &EncryptedVolume, status: &EncryptedVolumeStatus) -> 
         let failed = now.status == "False";
         // A claim is let go before its volume is closed: that is how every deletion begins.
         let warning = failed && now.reason != Reason::StillStaged.as_str();
-        let is_news = failed || kind == condition::ERASED;
-        let is_old = volume.condition(kind).is_some_and(|was| (&was.status, &was.reason) == (&now.status, &now.reason));
-        let reason = if failed { now.reason.clone() } else { "Deleted".to_owned() };
+        let is_news = failed || kind == condition::ERASED || kind == condition::KEY_ROTATED;
+        let is_old = volume.condition(kind).is_some_and(|was| {
+            // Of the same word, a key elsewhere is another key.
+            let is_same = kind != condition::KEY_ROTATED || was.message == now.message;
+            (&was.status, &was.reason) == (&now.status, &now.reason) && is_same
+        });
+        let reason = if kind == condition::ERASED && !failed { "Deleted".to_owned() } else { now.reason.clone() };
         if is_news && !is_old && news.iter().all(|told| told.reason != reason) {
             news.push(News { warning, reason, action, note: now.message.clone() });
         }
     }
     news
+}
+
+fn say_rotated(status: &mut EncryptedVolumeStatus, volume: &EncryptedVolume) {
+    let text = format!("the secret at {} opens the volume, and no other", volume.spec.key_uri);
+    say(status, volume, condition::KEY_ROTATED, Ok(("Rotated", text)));
 }
 
 fn before(volume: &EncryptedVolume) -> EncryptedVolumeStatus {
@@ -200,7 +230,8 @@ mod tests {
         let health =
             vec![HealthEntry { status: HealthStatus::Inaccessible, reason: word.clone(), message: "no".into() }];
         let refusal = Some(Refusal { reason: word, message: "no".into(), at: "2026-01-01T00:00:00Z".into() });
-        Sighting { is_ready: true, is_open: false, refusal, release: None, bad_sectors: 0, health }
+        let key_uris = vec![KeyUri::parse("keyUri", "kbs:///a/b/c").expect("valid")];
+        Sighting { is_ready: true, key_uris, is_open: false, refusal, release: None, bad_sectors: 0, health }
     }
 
     #[test]
@@ -242,5 +273,45 @@ mod tests {
         assert_eq!(told(&mut volume, status), ["Delete StillStaged"]);
         let status = erased(&volume);
         assert_eq!(told(&mut volume, status), ["Delete Deleted"]);
+    }
+
+    #[test]
+    fn the_receipt_says_what_was_erased_and_what_that_proves() {
+        let volume = volume();
+        let status = erased(&volume);
+        let told = news(&volume, &status);
+        let condition = status.conditions.iter().find(|said| said.type_ == condition::ERASED).expect("said");
+        assert_eq!((condition.status.as_str(), condition.reason.as_str()), ("True", "Keyslots"));
+        assert_eq!(told.len(), 1);
+        for text in [&condition.message, &told[0].note] {
+            assert!(text.contains("keyslots") && text.contains("copies") && text.contains("kbs:///a/b/c"), "{text}");
+        }
+    }
+
+    #[test]
+    fn each_key_that_a_volume_has_moved_to_or_cannot_is_told_once() {
+        let mut volume = volume();
+        let sighting = |uri: &KeyUri| Sighting { key_uris: vec![uri.clone()], ..refused(Reason::Internal) };
+        let [first, second] = ["kbs:///a/b/d", "kbs:///a/b/e"].map(|uri| KeyUri::parse("keyUri", uri).expect("valid"));
+        let old = sighting(&volume.spec.key_uri);
+        let status = seen(&volume, &old);
+        told(&mut volume, status);
+        for uri in [&first, &second] {
+            volume.spec.key_uri = uri.clone();
+            for expected in [&["!Rotate KeyNotFound"][..], &[]] {
+                let status = not_rotated(&volume, &old, &Error::new(Reason::KeyNotFound, format!("none at {uri}")));
+                assert_eq!(told(&mut volume, status), expected);
+            }
+            let status = rotated(&volume, &old);
+            assert_eq!(told(&mut volume, status), ["Rotate Rotated"]);
+            let status = seen(&volume, &sighting(uri));
+            assert_eq!(told(&mut volume, status), [""; 0]);
+        }
+        volume.spec.key_uri = first.clone();
+        let status = not_rotated(&volume, &sighting(&second), &Error::new(Reason::PolicyDenied, "no"));
+        assert_eq!(told(&mut volume, status), ["!Rotate PolicyDenied"]);
+        volume.spec.key_uri = second.clone();
+        let status = seen(&volume, &sighting(&second));
+        assert_eq!(told(&mut volume, status), ["Rotate Rotated"]);
     }
 }

@@ -72,11 +72,11 @@ pub(super) fn keyslots(document: &Value, profile: Profile) -> Result<Vec<(&'stat
     Ok(used)
 }
 
-/// Where the areas of the keyslots lie, in the order of their names: as large as a split volume key, one after the
-/// other.
-fn areas(profile: Profile) -> impl Iterator<Item = Range<usize>> {
+/// Where the areas of the keyslots that may be used lie, in the order of their names: as large as a split volume key, one
+/// after the other.
+pub(super) fn areas(profile: Profile) -> impl Iterator<Item = Range<usize>> {
     let bytes = (profile.volume_key_bytes() * STRIPES).next_multiple_of(AREA_ALIGNMENT);
-    (0..).map(move |number| FIRST_AREA + number * bytes..FIRST_AREA + (number + 1) * bytes)
+    (0..KEYSLOTS.len()).map(move |number| FIRST_AREA + number * bytes..FIRST_AREA + (number + 1) * bytes)
 }
 
 fn keyslot(profile: Profile, area: &Range<usize>) -> Rule {

@@ -97,14 +97,7 @@ impl<'a> Climb<'a> {
     }
 
     fn fetch_keys(&self) -> Result<VolumeKeys> {
-        self.host.machine.check_memory()?;
-        let started = Instant::now();
-        let released = Handle::current().block_on(self.host.keys.secret(&self.record.key_uri));
-        let (took, refusal) = (started.elapsed(), released.as_ref().err().map(Error::reason));
-        self.host.metrics.key_request(self.host.keys.kbs(), refusal, took);
-        let secret = released?;
-        tracing::info!(milliseconds = took.as_millis(), key = %self.record.key_uri, "secret released");
-        let keys = VolumeKeys::derive(&secret, &self.shape.id)?;
+        let keys = self.host.volume_keys(&self.record.key_uri, &self.shape.id)?;
         if self.record.state == State::Ready {
             self.record.authenticate(&keys.check, &keys.record)?;
         }
@@ -133,11 +126,7 @@ impl<'a> Climb<'a> {
         let image = Image::read(self.attached())?;
         match image.verify(self.shape, &self.keys().seal) {
             Ok(verified) if self.record.state == State::Ready => {
-                if self.record.header_digest.map(|digest| digest.0) != Some(verified.digest) {
-                    let message =
-                        "the header is sealed, but it is not the one in the record: an older copy was put back";
-                    return Err(Error::new(Reason::HeaderTampered, message));
-                }
+                verified.is_one_of(self.record.header_digests())?;
                 self.header = Some(Header::Verified(verified.frozen));
             }
             Ok(verified) => {
@@ -246,7 +235,7 @@ impl<'a> Climb<'a> {
 
     /// The seal is the last thing that a format writes: a valid one means that everything before it is complete.
     fn seal(&mut self, image: Image) -> Result<()> {
-        let (image, digest) = crypt::seal(image, self.shape, &self.keys().seal)?;
+        let (image, digest) = crypt::seal(&image, self.shape, &[&self.keys().seal])?;
         image.write(self.attached())?;
         self.promote(digest)?;
         self.host.note_opening(self.shape);
