@@ -25,7 +25,12 @@ use crate::scene::soon;
 const WRITES: usize = 8;
 
 /// The events about `name` with `reason`, once they are as `condition` wants them.
-async fn events(scene: &Scene, name: &str, reason: &str, condition: impl Fn(&[Event]) -> bool) -> Vec<Event> {
+pub(crate) async fn events(
+    scene: &Scene,
+    name: &str,
+    reason: &str,
+    condition: impl Fn(&[Event]) -> bool,
+) -> Vec<Event> {
     let api: Api<Event> = Api::namespaced(scene.client.clone(), "default");
     let about = ListParams::default().fields(&format!("reason={reason},regarding.name={name}"));
     soon(async {

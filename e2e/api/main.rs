@@ -6,6 +6,7 @@
 mod events;
 mod privilege;
 mod provisioning;
+mod rotation;
 mod rules;
 mod scene;
 mod witness;

@@ -125,6 +125,18 @@ async fn a_token_that_is_bound_to_no_node_writes_nothing() {
 }
 
 #[tokio::test]
+async fn the_controller_moves_no_volume_to_another_key() {
+    let scene = Scene::start().await;
+    let name = volume(&scene, "keyless", "keyless").await;
+    let volumes: Api<EncryptedVolume> = Api::all(scene.client_of("coffer-controller", None).await);
+    let parameters = PatchParams::default();
+    let moved = patch(json!({"spec": {"keyUri": "kbs:///keys/of/thief"}}));
+    forbidden(volumes.patch(&name, &parameters, &moved).await, "may not move a volume to another key");
+    let let_go = patch(json!({"metadata": {"finalizers": null}}));
+    volumes.patch(&name, &parameters, &let_go).await.expect("what it has to do");
+}
+
+#[tokio::test]
 async fn the_controller_reads_no_secret() {
     let scene = Scene::start().await;
     let controller = scene.client_of("coffer-controller", None).await;

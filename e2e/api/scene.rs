@@ -148,15 +148,11 @@ impl Scene {
         let client = self.client_on(name).await;
         let pools = Pools::new(vec![pool.clone()]).expect("one pool");
         let witness = Witness::new(client.clone());
-        let lifecycle = Lifecycle::new(
-            Arc::new(machine.clone()),
-            Arc::new(FakeKbs::default()),
-            pools,
-            Some(witness),
-            Metrics::default(),
-        );
+        let kbs = Arc::new(FakeKbs::default());
+        let lifecycle =
+            Lifecycle::new(Arc::new(machine.clone()), kbs.clone(), pools, Some(witness), Metrics::default());
         let reconciler = Reconciler::new(client, name.to_owned(), lifecycle.clone());
-        let node = TestNode { directory, pool, machine, lifecycle, driver: tokio::spawn(reconciler.run()) };
+        let node = TestNode { directory, pool, machine, kbs, lifecycle, driver: tokio::spawn(reconciler.run()) };
         let pools: Api<EncryptedPool> = Api::all(self.client.clone());
         let resource = EncryptedPool::name_of(name, &PoolName::default());
         self.wait(&pools, &resource, |pool: Option<&EncryptedPool>| pool.is_some_and(EncryptedPool::is_ready)).await;
@@ -242,6 +238,7 @@ pub(crate) struct TestNode {
     directory: tempfile::TempDir,
     pub(crate) pool: LocalPool,
     pub(crate) machine: FakeMachine,
+    pub(crate) kbs: Arc<FakeKbs>,
     pub(crate) lifecycle: Lifecycle,
     driver: JoinHandle<()>,
 }

@@ -14,6 +14,8 @@ use std::sync::OnceLock;
 use coffer::key::VolumeKeys;
 use coffer::volume::SecretBytes;
 use coffer::volume::VolumeId;
+use sha2::Digest;
+use sha2::Sha256;
 use zeroize::Zeroizing;
 
 use crate::scene::shell;
@@ -21,6 +23,8 @@ use crate::scene::wait_until;
 
 /// The key of every volume in these tests.
 pub(crate) const KEY_URI: &str = "kbs:///default/volumes/test";
+/// Where a rotation moves them.
+pub(crate) const NEXT_KEY_URI: &str = "kbs:///default/volumes/next";
 /// On the system disk, where it survives a power cut.
 const STATE: &str = "/var/lib/kbs";
 const PORT: u16 = 8443;
@@ -59,7 +63,12 @@ impl Broker {
             *server = Some(serve(STATE, PORT));
         }
         self.put_secret(&self.secret);
-        shell(&format!("coffer dev-kbs --state {STATE} allow {KEY_URI} {NODE}"));
+        self.allow_at(KEY_URI);
+    }
+
+    /// Lets the node have the key at `uri`, if there is one.
+    pub(crate) fn allow_at(&self, uri: &str) {
+        shell(&format!("coffer dev-kbs --state {STATE} allow {uri} {NODE}"));
     }
 
     /// Ends the server.
@@ -72,7 +81,18 @@ impl Broker {
 
     /// Takes the node out of the key's policy.
     pub(crate) fn deny(&self) {
-        shell(&format!("coffer dev-kbs --state {STATE} deny {KEY_URI} {NODE}"));
+        self.deny_at(KEY_URI);
+    }
+
+    /// Takes the node out of the policy of the key at `uri`.
+    pub(crate) fn deny_at(&self, uri: &str) {
+        shell(&format!("coffer dev-kbs --state {STATE} deny {uri} {NODE}"));
+    }
+
+    /// Has a secret at [`NEXT_KEY_URI`] too, for this node.
+    pub(crate) fn offer_next(&self) {
+        self.put(NEXT_KEY_URI, &self.secret_at(NEXT_KEY_URI));
+        self.allow_at(NEXT_KEY_URI);
     }
 
     /// Loses every secret.
@@ -82,8 +102,12 @@ impl Broker {
 
     /// Stores `secret` in place of the one that is there.
     pub(crate) fn put_secret(&self, secret: &[u8]) {
+        self.put(KEY_URI, secret);
+    }
+
+    fn put(&self, uri: &str, secret: &[u8]) {
         let mut put = Command::new("coffer")
-            .args(["dev-kbs", "--state", STATE, "put", "--stdin", "--replace", KEY_URI])
+            .args(["dev-kbs", "--state", STATE, "put", "--stdin", "--replace", uri])
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
@@ -100,7 +124,11 @@ impl Broker {
 
     /// What is derived from the right secret for the volume `id`.
     pub(crate) fn keys(&self, id: &str) -> VolumeKeys {
-        let secret = SecretBytes::new(Zeroizing::new(self.secret.to_vec()));
+        self.keys_at(KEY_URI, id)
+    }
+
+    fn keys_at(&self, uri: &str, id: &str) -> VolumeKeys {
+        let secret = SecretBytes::new(Zeroizing::new(self.secret_at(uri)));
         let id = VolumeId::parse(id).expect("an id");
         VolumeKeys::derive(&secret, &id).expect("32 bytes are enough")
     }
@@ -108,6 +136,16 @@ impl Broker {
     /// The text that unlocks the keyslot of the volume `id`.
     pub(crate) fn passphrase(&self, id: &str) -> SecretBytes {
         self.keys(id).passphrase
+    }
+
+    /// The text that the secret at `uri` gives for the volume `id`.
+    pub(crate) fn passphrase_at(&self, uri: &str, id: &str) -> SecretBytes {
+        self.keys_at(uri, id).passphrase
+    }
+
+    /// A secret for each URI.
+    fn secret_at(&self, uri: &str) -> Vec<u8> {
+        if uri == KEY_URI { self.secret.to_vec() } else { Sha256::digest(self.secret).to_vec() }
     }
 
     /// How often a key was released so far.

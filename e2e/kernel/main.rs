@@ -22,6 +22,7 @@ mod publishing;
 mod reboot;
 mod refusals;
 mod registration;
+mod rotation;
 mod sanity;
 mod scene;
 mod secrecy;

@@ -1,6 +1,7 @@
 //! A volume as the tests see it from outside: its files in the pool, its devices in the kernel, its bytes.
 
 use std::fs;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::path::PathBuf;
 
@@ -112,9 +113,22 @@ impl Volume {
 
     /// The `state` in the record.
     pub(crate) fn state(&self) -> String {
+        self.recorded("state")
+    }
+
+    /// The text of a field of the record.
+    pub(crate) fn recorded(&self, field: &str) -> String {
         let record = fs::read(self.record()).expect("the record is there");
         let record: serde_json::Value = serde_json::from_slice(&record).expect("the record is JSON");
-        record["state"].as_str().expect("a record has a state").to_owned()
+        record[field].as_str().expect("the record has this field").to_owned()
+    }
+
+    /// The record, and everything in front of the payload.
+    pub(crate) fn metadata(&self) -> (Vec<u8>, Vec<u8>) {
+        let mut header = vec![0; 2 << 20];
+        let image = fs::File::open(self.backing()).expect("the image is there");
+        image.read_exact_at(&mut header, 0).expect("the image is long enough");
+        (fs::read(self.record()).expect("the record is there"), header)
     }
 
     /// Loops on the image, the mapper, and mounts that name the volume; empty if the kernel holds nothing.
