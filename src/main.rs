@@ -121,12 +121,8 @@ struct Node {
     /// The kubelet's directory, where the driver registers itself; empty: it does not
     #[arg(long, env = "COFFER_KUBELET_DIR", default_value = "/var/lib/kubelet", value_name = "DIR")]
     kubelet_dir: String,
-    /// Stage volumes although swap is not encrypted: what is in memory, such as plaintext, may get to that disk
-    #[arg(long, env = "COFFER_ALLOW_UNENCRYPTED_SWAP")]
-    allow_unencrypted_swap: bool,
-    /// Stage volumes although the node hibernates to a disk that is not encrypted: keys may get there
-    #[arg(long, env = "COFFER_ALLOW_HIBERNATION")]
-    allow_hibernation: bool,
+    #[command(flatten)]
+    memory: MemoryFlags,
     /// How many volumes the node may have staged; 0: no limit
     #[arg(long, env = "COFFER_MAX_VOLUMES", default_value_t = 256, value_name = "N")]
     max_volumes: u32,
@@ -153,6 +149,16 @@ struct KbsFlags {
     insecure_kbs_http: bool,
     #[command(flatten)]
     attester: AttesterFlags,
+}
+
+#[derive(Debug, Args)]
+struct MemoryFlags {
+    /// Stage volumes although swap is not encrypted: what is in memory, such as plaintext, may get to that disk
+    #[arg(long, env = "COFFER_ALLOW_UNENCRYPTED_SWAP")]
+    allow_unencrypted_swap: bool,
+    /// Stage volumes although the node hibernates to a disk that is not encrypted: keys may get there
+    #[arg(long, env = "COFFER_ALLOW_HIBERNATION")]
+    allow_hibernation: bool,
 }
 
 #[derive(Debug, Args)]
@@ -228,6 +234,8 @@ enum Volume {
         pools: PoolFlags,
         #[command(flatten)]
         kbs: KbsFlags,
+        #[command(flatten)]
+        memory: MemoryFlags,
     },
     /// Destroy a volume that nothing asks for any more, such as one that `kubectl get encpool` calls Orphaned
     Purge {
@@ -287,8 +295,9 @@ async fn run(command: Command) -> Result<()> {
         Command::Volume(Volume::Inspect { id, look }) => {
             show(look.output, &inspect::volume(&look.pools.get()?, &LinuxMachine::default(), &parse_id(&id)?)?)
         }
-        Command::Volume(Volume::Rotate { id, to, pools, kbs }) => {
-            let lifecycle = Lifecycle::new(Arc::new(LinuxMachine), kbs.get()?, pools.get()?, None, Metrics::default());
+        Command::Volume(Volume::Rotate { id, to, pools, kbs, memory }) => {
+            let (machine, keys) = (Arc::new(memory.machine()), kbs.get()?);
+            let lifecycle = Lifecycle::new(machine, keys, pools.get()?, None, Metrics::default());
             lifecycle.rotate(parse_id(&id)?, to.clone()).await?;
             print(&format!("volume {id} opens with the secret at {to}\n"))
         }
@@ -363,8 +372,7 @@ async fn node_half(flags: Node, witness: Option<Witness>) -> Result<NodeHalf> {
             tracing::warn!("pool {} is not ready yet: {}", pool.name(), error.chain());
         }
     }
-    let allowed = Exposure { unencrypted_swap: flags.allow_unencrypted_swap, hibernation: flags.allow_hibernation };
-    let machine = LinuxMachine { allowed };
+    let machine = flags.memory.machine();
     if let Err(error) = machine.check_memory() {
         tracing::warn!("no volume will be staged: {}", error.chain());
     }
@@ -458,6 +466,13 @@ impl KbsFlags {
             attester: attester(self.attester)?,
             limits: Limits::default(),
         })?))
+    }
+}
+
+impl MemoryFlags {
+    fn machine(self) -> LinuxMachine {
+        let allowed = Exposure { unencrypted_swap: self.allow_unencrypted_swap, hibernation: self.allow_hibernation };
+        LinuxMachine { allowed }
     }
 }
 
