@@ -6,7 +6,7 @@ FLAGS  := --profile rig --all-features
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 RIG    := $(TARGET)/rig/coffer-rig
 T      :=
-FAULTS := kills:: crowds:: refusals::
+FAULTS := kills:: crowds:: refusals:: power:: soak::
 
 # Libraries are compiled once for all checkouts; what is made of this one's own code is in it.
 export CARGO_BUILD_BUILD_DIR ?= $(HOME)/.cache/coffer/cargo
@@ -20,8 +20,8 @@ FUZZ         := $(HOME)/.cache/coffer/cargo-fuzz-$(FUZZ_VERSION)/bin/cargo-fuzz
 PACKAGES := mmdebstrap qemu-system-x86 swtpm libcryptsetup-dev libclang-dev clang libtss2-dev tpm2-tools \
             cryptsetup-bin e2fsprogs xfsprogs buildah pkg-config iproute2 jq strace openssl
 
-.PHONY: setup own build lint unit fuzz fuzz-short fuzz-targets csi scenarios kills kbs chart manifests api kernel faults \
-        sanity demo cluster conformance conformance-short test soak bench shell down
+.PHONY: setup own build lint unit fuzz fuzz-short fuzz-targets csi scenarios kills power-cuts kbs chart manifests api \
+        kernel faults sanity demo cluster conformance conformance-short test soak bench shell down
 
 # Debian packages that are missing; asks the mirror only if one is.
 setup:
@@ -84,8 +84,8 @@ kbs: build
 kernel: build
 	$(RIG) kernel $(if $(T),'$(T)',$(addprefix --skip ,$(FAULTS)))
 
-# The rest of these tests, on a node of their own: the driver killed at a sample of the calls that change anything, fifty
-# volumes at once, a KBS that fails in every way.
+# The rest of these tests, on a node of their own: the driver killed at a sample of the calls that change anything, a few
+# power cuts, fifty volumes at once, a KBS that fails in every way.
 faults: build
 	$(RIG) --run .rig/faults kernel '$(FAULTS)'
 
@@ -129,11 +129,16 @@ sanity: build
 test: lint build
 	$(RIG) all
 
-# The driver killed at every call that changes anything, and what is random or long.
+# The driver killed before every call that changes anything, a thousand times and more, on two nodes at once. Parts that
+# have passed are not run again until the programs change; T=kills-3-of names one.
 kills: build
-	$(RIG) --run .rig/soak kernel --soak '$(T)'
+	$(RIG) --run .rig/soak soak kills '$(T)'
 
-# Both of it, whole: every kill and every scenario. Each can be taken up again with its own target and T=words.
+# Two hundred copies of the disk for each profile, as a power cut may leave it. In parts likewise.
+power-cuts: build
+	$(RIG) --run .rig/soak soak power-cuts '$(T)'
+
+# All of it, whole: kills, power cuts, and every scenario. It goes on where it was ended.
 soak: build
 	$(RIG) soak
 

@@ -1,179 +1,320 @@
-//! Killed at every step: the driver dies at each of its system calls that change anything, and the next call, of a
-//! driver that was started again, finishes the work.
+//! Killed at every step: the driver dies before each of its calls that change anything, in every operation of a
+//! volume's life, and the next call, of a driver that was started again, finishes the work.
 //!
-//! strace counts per thread and per system call, and so do we: `ioctl` number 3 of a thread is one point.
+//! Lives without a kill are the measure: what the kernel and the pool hold after each step is the same in every life. A
+//! Ready volume is never formatted: no mkfs is started, the volume key stays, and what a pod has written is there.
 
 use std::collections::BTreeMap;
-use std::fs;
-use std::path::Path;
-use std::process::Child;
-use std::process::Command;
-use std::process::Stdio;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+use std::thread;
 use std::time::Duration;
 use std::time::Instant;
 
+use rustix::process::Pid;
+use rustix::process::Signal;
+use rustix::process::kill_process;
+use tonic::Code;
+use tonic::Status;
+
 use crate::driver::Kind;
+use crate::formats;
+use crate::leaks::Listing;
 use crate::scene::Scene;
-use crate::scene::shell;
+use crate::scene::wait_until;
+use crate::soak::Part;
+use crate::soak::Variant;
+use crate::soak::figure;
+use crate::soak::variants;
+use crate::tracer::Tracer;
 use crate::volume::Volume;
+use crate::volume::needle;
 
-/// The system calls that change the kernel's state or a file's.
-const CALLS: &str = "ioctl,pwrite64,pwritev,pwritev2,fsync,fdatasync,rename,renameat,renameat2,mount,move_mount,umount2,\
-                     unlink,unlinkat,rmdir,mkdir,mkdirat,fallocate,ftruncate";
-const TRACE: &str = "/tmp/kills";
-/// Without `COFFER_SOAK` every so many-th point is tried.
-const SAMPLE: usize = 8;
-/// A killed driver is dead at once; one that was not hit answers the call instead.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// How many kills a complete soak has at least.
+const KILLS: usize = 1000;
+/// How many lives with kills each variant has in the sample.
+const SAMPLE: usize = 3;
+/// Moments of each step at which a complete soak kills, beside every call.
+const MOMENTS: usize = 8;
+/// How long the kubelet would go on with answers that say that it should.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Notes for display: a stage that was killed after the record was complete does not write them again.
+const NOTES: [&str; 2] = ["release.json", "refusal.json"];
+/// Where a raw volume keeps what was written to it.
+const OFFSET_BYTES: u64 = 1 << 20;
 
-/// strace on a running driver. Programs that the driver starts are left alone.
-struct Strace(Child);
+/// What happens to a volume in its life, in this order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Step {
+    FirstStage,
+    Unstage,
+    Restage,
+    SecondUnstage,
+    Delete,
+}
 
-impl Strace {
-    fn attach(pid: u32, arguments: &[&str]) -> Self {
-        let child = Command::new("strace")
-            .args(["-f", "-b", "execve", "-qq", "-e", "signal=none", "-o", TRACE, "-p", &pid.to_string()])
-            .args(arguments)
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("strace starts");
+const LIFE: [Step; 5] = [Step::FirstStage, Step::Unstage, Step::Restage, Step::SecondUnstage, Step::Delete];
+
+impl Step {
+    fn name(self) -> &'static str {
+        match self {
+            Self::FirstStage => "first stage",
+            Self::Unstage => "unstage",
+            Self::Restage => "restage",
+            Self::SecondUnstage => "unstage after a restage",
+            Self::Delete => "deletion",
+        }
+    }
+
+    fn act(self, scene: &Scene, volume: &Volume) -> Result<(), Status> {
+        match self {
+            Self::FirstStage | Self::Restage => scene.driver().stage(&volume.id, volume.kind),
+            Self::Unstage | Self::SecondUnstage => scene.driver().unstage(&volume.id),
+            Self::Delete => scene.driver().delete(&volume.id),
+        }
+    }
+
+    /// Calls again while the answer is one that makes the kubelet do so. Returns how often that was.
+    fn insist(self, scene: &Scene, volume: &Volume) -> Result<usize, Status> {
         let start = Instant::now();
-        while !all_threads_are_traced(pid) {
-            assert!(start.elapsed() < Duration::from_secs(30), "strace does not attach");
-        }
-        Self(child)
-    }
-
-    fn detach(mut self) {
-        shell(&format!("kill -INT {} || true", self.0.id()));
-        self.0.wait().expect("strace ends");
-    }
-}
-
-fn all_threads_are_traced(pid: u32) -> bool {
-    let Ok(threads) = fs::read_dir(format!("/proc/{pid}/task")) else { return true };
-    threads.flatten().all(|thread| {
-        let status = fs::read_to_string(thread.path().join("status")).unwrap_or_default();
-        !status.contains("TracerPid:\t0\n")
-    })
-}
-
-/// How often each system call is made by the thread that makes it most, and how many calls there are in all.
-fn points(trace: &str) -> (Vec<(String, usize)>, usize) {
-    let mut counts: BTreeMap<(String, String), usize> = BTreeMap::new();
-    for line in trace.lines() {
-        let mut words = line.splitn(2, ' ');
-        let (Some(thread), Some(call)) = (words.next(), words.next()) else { continue };
-        if let Some((name, _)) = call.trim_start().split_once('(')
-            && CALLS.split(',').any(|known| known == name)
-        {
-            *counts.entry((name.to_owned(), thread.to_owned())).or_default() += 1;
+        let mut answers = 0;
+        loop {
+            let Err(status) = self.act(scene, volume) else { return Ok(answers) };
+            let passes = matches!(status.code(), Code::Aborted | Code::Unavailable | Code::DeadlineExceeded);
+            if !passes || start.elapsed() > PATIENCE {
+                return Err(status);
+            }
+            answers += 1;
+            thread::sleep(Duration::from_millis(100));
         }
     }
-    let mut most: BTreeMap<String, usize> = BTreeMap::new();
-    for ((name, _), count) in &counts {
-        let known = most.entry(name.clone()).or_default();
-        *known = (*known).max(*count);
-    }
-    let points = most.into_iter().flat_map(|(name, count)| (1..=count).map(move |number| (name.clone(), number)));
-    (points.collect(), counts.values().sum())
 }
 
-/// Kills the driver at every point of `act`, for which `prepare` makes a new volume each time, and expects that
-/// `act` then succeeds and that nothing is left after the volume's deletion.
-fn killed_at_every_step(
-    what: &str,
-    prepare: impl Fn(&Scene, &str) -> Volume,
-    act: impl Fn(&Scene, &Volume) -> Result<(), tonic::Status>,
-) {
+/// When the driver dies.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Kill {
+    /// Before its call of this number, from 1, that changes anything; after the answer if it needs fewer.
+    BeforeCall(usize),
+    /// This long after the operation began, wherever it is; after the answer if it is faster.
+    After(Duration),
+}
+
+/// How a step went.
+#[derive(Clone, Debug)]
+struct Seen {
+    /// What there was afterwards.
+    left: Listing,
+    took: Duration,
+    /// How many calls were made that change anything, if they were counted.
+    calls: usize,
+    /// Whether the driver died before it could answer.
+    is_cut_short: bool,
+}
+
+/// What a pod wrote into a Ready volume, and the digest of the volume key.
+struct Kept {
+    contents: Vec<u8>,
+    key_digest: String,
+}
+
+impl Kept {
+    fn write(volume: &Volume) -> Self {
+        let contents = needle();
+        let file = File::options().create(volume.kind != Kind::Block).write(true).open(kept_in(volume));
+        let written = file.and_then(|file| file.write_all_at(&contents, OFFSET_BYTES).and_then(|()| file.sync_all()));
+        written.expect("a staged volume can be written to");
+        Self { contents, key_digest: volume.key_digest() }
+    }
+
+    fn must_be_in(&self, volume: &Volume, when: &str) {
+        let mut found = vec![0; self.contents.len()];
+        let read = File::open(kept_in(volume)).and_then(|file| file.read_exact_at(&mut found, OFFSET_BYTES));
+        read.unwrap_or_else(|error| panic!("{when}: what was written cannot be read: {error}"));
+        assert_eq!(found, self.contents, "{when}: what was written is gone");
+    }
+}
+
+fn kept_in(volume: &Volume) -> PathBuf {
+    if volume.kind == Kind::Block { volume.mapper() } else { volume.file("kept") }
+}
+
+/// A volume on its way from its creation to its deletion.
+struct Life<'a> {
+    scene: &'a mut Scene,
+    volume: Volume,
+    luks_uuid: String,
+    kept: Option<Kept>,
+}
+
+impl<'a> Life<'a> {
+    /// A whole life, with the kill that `kills` says in each step. After each there must be left what `measure` says.
+    fn live(
+        scene: &'a mut Scene,
+        (profile, kind): Variant,
+        kills: [Option<Kill>; LIFE.len()],
+        measure: Option<&[Seen]>,
+    ) -> Vec<Seen> {
+        let volume = Volume::create_in(scene, &[("profile", profile.as_str())], "life", kind);
+        let luks_uuid = volume.recorded("luks_uuid").replace('-', "");
+        let mut life = Self { scene, volume, luks_uuid, kept: None };
+        let steps = LIFE.into_iter().zip(kills).enumerate();
+        steps.map(|(number, (step, kill))| life.take(step, kill, measure.map(|seen| &seen[number].left))).collect()
+    }
+
+    fn take(&mut self, step: Step, kill: Option<Kill>, measure: Option<&Listing>) -> Seen {
+        let when = format!("{} of {:?} {} with {kill:?}", step.name(), self.volume.kind, self.volume.id);
+        let start = Instant::now();
+        let (calls, is_cut_short) = self.unformatted_if_ready(&when, |life| match kill {
+            None => {
+                step.act(life.scene, &life.volume).unwrap_or_else(|status| panic!("{when}: {status:?}"));
+                (0, false)
+            }
+            Some(kill) => life.strike(step, kill, &when),
+        });
+        let took = start.elapsed();
+        if kill.is_some() {
+            self.unformatted_if_ready(&when, |life| {
+                step.insist(life.scene, &life.volume).unwrap_or_else(|status| panic!("{when}: {status:?}"));
+            });
+        }
+        match (step, &self.kept) {
+            (Step::FirstStage, _) => self.kept = Some(Kept::write(&self.volume)),
+            (Step::Restage, Some(kept)) => kept.must_be_in(&self.volume, &when),
+            _ => {}
+        }
+        if step != Step::Delete {
+            let key_digest = self.kept.as_ref().map(|kept| &kept.key_digest);
+            assert_eq!(key_digest, Some(&self.volume.key_digest()), "{when}: another volume key");
+        }
+        Seen { left: self.left(measure, &when), took, calls, is_cut_short }
+    }
+
+    /// Does `work`. A volume that was Ready before is not formatted in it.
+    fn unformatted_if_ready<T>(&mut self, when: &str, work: impl FnOnce(&mut Self) -> T) -> T {
+        let (is_ready, before) = (self.volume.is_ready(), formats::count());
+        let done = work(self);
+        assert!(!is_ready || formats::count() == before, "{when}: a Ready volume was formatted");
+        done
+    }
+
+    /// Lets the driver die in `step` and starts it again. Returns how many calls were counted, and whether it died before
+    /// it could answer.
+    fn strike(&mut self, step: Step, kill: Kill, when: &str) -> (usize, bool) {
+        let pid = self.scene.driver().pid();
+        let (answer, tracer) = match kill {
+            Kill::BeforeCall(number) => {
+                let tracer = Tracer::attach(pid, number);
+                (step.act(self.scene, &self.volume), Some(tracer))
+            }
+            Kill::After(moment) => thread::scope(|scope| {
+                scope.spawn(move || {
+                    thread::sleep(moment);
+                    let pid = Pid::from_raw(i32::try_from(pid).expect("a process id")).expect("not 0");
+                    kill_process(pid, Signal::KILL).expect("the driver was not waited for");
+                });
+                (step.act(self.scene, &self.volume), None)
+            }),
+        };
+        if let Err(status) = &answer {
+            wait_until(&format!("{when}: {status:?}, and the end of the driver"), || self.scene.driver_is_dead());
+        }
+        self.scene.restart_driver();
+        (tracer.map_or(0, Tracer::calls), answer.is_err())
+    }
+
+    /// What is left now; the same as in `measure` as soon as what ends in the background has ended.
+    fn left(&self, measure: Option<&Listing>, when: &str) -> Listing {
+        let list = || Listing::take(self.scene.pool(), None).of_any(&self.luks_uuid, &NOTES);
+        let (start, mut left) = (Instant::now(), list());
+        let Some(measure) = measure else { return left };
+        while left != *measure && start.elapsed() < PATIENCE {
+            thread::sleep(Duration::from_millis(50));
+            left = list();
+        }
+        let changes = left.changes(measure);
+        assert!(changes.is_empty(), "{when}: not as in a life without a kill:\n{}", changes.join("\n"));
+        left
+    }
+}
+
+/// The kills of one step: in a soak before every call, then at `moments` over its duration; else a few of them.
+fn kills_of(step: &Seen, calls: usize, moments: Option<usize>) -> Vec<Kill> {
+    let spread = |count: usize| (0..count).map(move |number| (2 * number + 1) as f64 / (2 * count) as f64);
+    let at = |fraction| Kill::After(step.took.mul_f64(fraction));
+    match moments {
+        Some(moments) => (1..=calls).map(Kill::BeforeCall).chain(spread(moments).map(at)).collect(),
+        None => {
+            let before = |fraction| Kill::BeforeCall((calls as f64 * fraction) as usize + 1);
+            spread(SAMPLE - 1).map(before).chain(spread(1).map(at)).collect()
+        }
+    }
+}
+
+/// Kills in the lives of `variant` that belong to `part`, or in a sample.
+fn kill_in_lives_of(variant: Variant, part: Option<Part>) {
     let mut scene = Scene::new();
-    // What a process does only once is not a point: each driver that is killed has done the same before.
-    let volume = prepare(&scene, "first");
-    act(&scene, &volume).expect("nobody is killed yet");
-    finish(&scene, &volume);
-    let volume = prepare(&scene, "count");
-    let strace = Strace::attach(scene.driver().pid(), &["-e", &format!("trace={CALLS}")]);
-    act(&scene, &volume).expect("nobody is killed yet");
-    strace.detach();
-    finish(&scene, &volume);
-    let trace = fs::read_to_string(TRACE).expect("strace wrote");
-    fs::copy(TRACE, Path::new("/log").join(format!("kills-{what}.trace"))).expect("copied");
-    let (points, calls) = points(&trace);
-    assert!(!points.is_empty(), "{what} makes no system call that counts");
+    let measure = Life::live(&mut scene, variant, [None; LIFE.len()], None);
+    // None of these is reached, and the driver dies after each answer.
+    let counted = Life::live(&mut scene, variant, [Some(Kill::BeforeCall(usize::MAX)); LIFE.len()], Some(&measure));
+    let calls: usize = counted.iter().map(|seen| seen.calls).sum();
+    let rest = KILLS.div_ceil(variants().len()).saturating_sub(calls);
+    let moments = part.map(|_| rest.div_ceil(LIFE.len()).max(MOMENTS));
+    let steps = measure.iter().zip(&counted);
+    let kills: Vec<_> = steps.map(|(step, counted)| kills_of(step, counted.calls, moments)).collect();
+    let lives = kills.iter().map(Vec::len).max().unwrap_or_default();
 
-    let step = if std::env::var_os("COFFER_SOAK").is_some() { 1 } else { SAMPLE };
-    let (mut kills, mut missed) = (0, Vec::new());
-    for (number, (call, when)) in points.iter().enumerate().step_by(step) {
-        let volume = prepare(&scene, &format!("{what}-{number}"));
-        let inject = format!("inject={call}:signal=KILL:when={when}");
-        let strace = Strace::attach(scene.driver().pid(), &["-e", &format!("trace={call}"), "-e", &inject]);
-        let answer = act(&scene, &volume);
-        let start = Instant::now();
-        while answer.is_err() && !scene.driver_is_dead() && start.elapsed() < PATIENCE {
-            std::thread::sleep(Duration::from_millis(10));
+    let mut tally: BTreeMap<String, usize> = BTreeMap::new();
+    let (mut before_calls, mut late) = (0, 0);
+    for life in part.unwrap_or(Part::WHOLE).take(0..lives) {
+        let kills: [_; LIFE.len()] = std::array::from_fn(|step| kills[step].get(life).copied());
+        let seen = Life::live(&mut scene, variant, kills, Some(&measure));
+        for ((step, kill), seen) in LIFE.into_iter().zip(kills).zip(seen) {
+            let how = match kill {
+                None => continue,
+                Some(_) if !seen.is_cut_short => "after the answer",
+                Some(Kill::BeforeCall(_)) => "before a call",
+                Some(Kill::After(_)) => "at a moment",
+            };
+            if matches!(kill, Some(Kill::BeforeCall(_))) {
+                before_calls += 1;
+                late += usize::from(!seen.is_cut_short);
+            }
+            *tally.entry(format!("{}, killed {how}", step.name())).or_default() += 1;
         }
-        if scene.driver_is_dead() {
-            kills += 1
-        } else {
-            missed.push(format!("{call} number {when}: {answer:?}"))
-        }
-        strace.detach();
-        scene.restart_driver();
-        act(&scene, &volume).unwrap_or_else(|status| panic!("after a kill at {call} number {when}: {status:?}"));
-        finish(&scene, &volume);
-        let changes = scene.changes();
-        assert!(changes.is_empty(), "after a kill at {call} number {when}:\n{}", changes.join("\n"));
     }
-    println!("{what}: {kills} kills at {} points of {calls} calls", points.len());
-    assert!(missed.is_empty(), "not reached:\n{}", missed.join("\n"));
+    let points: Vec<_> =
+        LIFE.iter().zip(&counted).map(|(step, seen)| format!("{} {}", step.name(), seen.calls)).collect();
+    println!("{variant:?}: calls that change anything: {}", points.join(", "));
+    assert!(late * 10 <= before_calls, "{late} of {before_calls} calls were not reached");
+    figure("kills", tally.values().sum());
+    for (what, count) in tally {
+        figure(what, count);
+    }
     scene.end();
 }
 
-fn finish(scene: &Scene, volume: &Volume) {
-    volume.unstage(scene);
-    volume.delete(scene);
+#[test]
+fn a_driver_killed_at_any_step_of_a_volumes_life_leaks_nothing_and_formats_no_ready_volume() {
+    match Part::of_soak() {
+        Some(part) => {
+            let (variant, part) = part.deal(&variants());
+            kill_in_lives_of(variant, Some(part));
+        }
+        None => variants().into_iter().for_each(|variant| kill_in_lives_of(variant, None)),
+    }
 }
 
 #[test]
-fn a_first_stage_killed_at_every_step_converges() {
-    killed_at_every_step(
-        "first-stage",
-        |scene, name| Volume::create(scene, name, Kind::Ext4),
-        |scene, volume| scene.driver().stage(&volume.id, volume.kind),
-    );
-}
-
-#[test]
-fn a_restage_killed_at_every_step_converges() {
-    killed_at_every_step(
-        "restage",
-        |scene, name| {
-            let volume = Volume::create_staged(scene, name, Kind::Ext4);
-            volume.unstage(scene);
-            volume
-        },
-        |scene, volume| scene.driver().stage(&volume.id, volume.kind),
-    );
-}
-
-#[test]
-fn an_unstage_killed_at_every_step_converges() {
-    killed_at_every_step(
-        "unstage",
-        |scene, name| Volume::create_staged(scene, name, Kind::Ext4),
-        |scene, volume| scene.driver().unstage(&volume.id),
-    );
-}
-
-#[test]
-fn a_deletion_killed_at_every_step_converges() {
-    killed_at_every_step(
-        "delete",
-        |scene, name| {
-            let volume = Volume::create_staged(scene, name, Kind::Ext4);
-            volume.unstage(scene);
-            volume
-        },
-        |scene, volume| scene.driver().delete(&volume.id),
-    );
+fn a_format_is_seen() {
+    let scene = Scene::new();
+    let before = formats::count();
+    let volume = Volume::create_staged(&scene, "format", Kind::Ext4);
+    assert_eq!(formats::count(), before + 1);
+    volume.unstage(&scene);
+    volume.stage(&scene);
+    assert_eq!(formats::count(), before + 1);
+    volume.unstage(&scene);
+    volume.delete(&scene);
+    scene.end();
 }

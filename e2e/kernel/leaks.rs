@@ -36,6 +36,12 @@ impl Listing {
         lines
     }
 
+    /// The same for another volume: `name` is a name of its own, and lines with one of the `ignored` words are left out.
+    pub(crate) fn of_any(self, name: &str, ignored: &[&str]) -> Self {
+        let lines = self.0.into_iter().filter(|(line, _)| !ignored.iter().any(|word| line.contains(word)));
+        Self(lines.map(|(line, count)| (line.replace(name, "*"), count)).collect())
+    }
+
     /// What is there now and was not there `before`, and what was there and no longer is; one line each.
     pub(crate) fn changes(&self, before: &Self) -> Vec<String> {
         let mut changes = Vec::new();

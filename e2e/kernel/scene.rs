@@ -15,8 +15,9 @@ use crate::driver::Options;
 use crate::leaks::Listing;
 
 /// The disk that belongs to the tests.
-const DISK: &str = "/dev/vdb";
-const MOUNT: &str = "/mnt/pool";
+pub(crate) const DISK: &str = "/dev/vdb";
+/// Where it is mounted.
+pub(crate) const MOUNT: &str = "/mnt/pool";
 const POOL: &str = "/mnt/pool/coffer";
 /// For what ends in the background: descriptors of finished connections, threads, keys without a keyring.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -47,7 +48,21 @@ impl Scene {
     pub(crate) fn with_pool_of(size: &str) -> Self {
         // What a failed test left here must not fail the next one.
         clear();
-        make_pool(size);
+        make_pool(Path::new(DISK), size);
+        Self::start(None)
+    }
+
+    /// A pool on the whole device `disk`.
+    #[track_caller]
+    pub(crate) fn with_pool_on(disk: &Path) -> Self {
+        make_pool(disk, "");
+        Self::start(None)
+    }
+
+    /// The pool that is on the device `disk`.
+    #[track_caller]
+    pub(crate) fn with_pool_from(disk: &Path) -> Self {
+        shell(&format!("mount {} {MOUNT}", disk.display()));
         Self::start(None)
     }
 
@@ -55,7 +70,7 @@ impl Scene {
     #[track_caller]
     pub(crate) fn in_cluster(kubeconfig: &'static str) -> Self {
         clear();
-        make_pool("3G");
+        make_pool(Path::new(DISK), "3G");
         Self::start(Some(kubeconfig))
     }
 
@@ -63,8 +78,7 @@ impl Scene {
     #[track_caller]
     pub(crate) fn after_a_power_cut() -> Self {
         clear();
-        shell(&format!("mount {DISK} {MOUNT}"));
-        Self::start(None)
+        Self::with_pool_from(Path::new(DISK))
     }
 
     #[track_caller]
@@ -132,7 +146,7 @@ impl Scene {
     }
 
     /// Ends the test: everything must be as it was, and no sector had a wrong tag that the test did not change.
-    pub(crate) fn end(mut self) {
+    pub(crate) fn end(self) {
         assert!(self.tampers || self.tag_errors() == 0, "the kernel has logged: {}", shell(TAG_ERRORS));
         let start = Instant::now();
         let mut changes = self.changes();
@@ -141,6 +155,11 @@ impl Scene {
             changes = self.changes();
         }
         assert!(changes.is_empty(), "left behind:\n{}", changes.join("\n"));
+        self.leave();
+    }
+
+    /// Ends the test and leaves the volumes in the pool.
+    pub(crate) fn leave(mut self) {
         self.driver.take().expect("the driver runs").terminate();
         shell(&format!("umount {MOUNT}"));
     }
@@ -161,21 +180,23 @@ fn listing(options: &Options, driver: Option<&Driver>) -> Listing {
 
 /// Makes a pool on a file system of this size, as `mkfs.ext4` understands it.
 #[track_caller]
-fn make_pool(size: &str) {
+fn make_pool(disk: &Path, size: &str) {
+    let disk = disk.display();
     shell(&format!(
-        "mkfs.ext4 -q -F -E nodiscard {DISK} {size}
-         mkdir -p {MOUNT} && mount {DISK} {MOUNT} && mkdir {POOL} && coffer pool init {POOL}"
+        "mkfs.ext4 -q -F -E nodiscard {disk} {size}
+         mkdir -p {MOUNT} && mount {disk} {MOUNT} && mkdir {POOL} && coffer pool init {POOL}"
     ));
 }
 
 /// Removes whatever an earlier test left, in the order in which it was stacked.
-fn clear() {
+pub(crate) fn clear() {
     let script = format!(
         "grep -E 'kubelet/(pods|plugins)|coffer-' /proc/1/mountinfo | cut -d' ' -f5 | sort -r | xargs -r umount -q
          dmsetup ls | grep -o '^coffer-[^[:space:]]*' | xargs -r -n1 dmsetup remove
          losetup -D
-         rm -rf /var/lib/kubelet/pods /var/lib/kubelet/plugins
          mountpoint -q {MOUNT} && umount {MOUNT}
+         [ -e /dev/mapper/power-pool ] && for name in cut copy changes live pool log; do dmsetup remove --retry power-$name; done
+         rm -rf /var/lib/kubelet/pods /var/lib/kubelet/plugins
          mkdir -p /var/lib/kubelet/pods /var/lib/kubelet/plugins_registry /var/lib/kubelet/plugins/kubernetes.io/csi/csi.coffer.dev"
     );
     Command::new("bash").args(["-c", &script]).status().expect("bash starts");

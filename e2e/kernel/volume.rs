@@ -1,6 +1,7 @@
 //! A volume as the tests see it from outside: its files in the pool, its devices in the kernel, its bytes.
 
 use std::fs;
+use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::path::PathBuf;
@@ -116,6 +117,20 @@ impl Volume {
         self.recorded("state")
     }
 
+    /// Whether the volume is there and complete.
+    pub(crate) fn is_ready(&self) -> bool {
+        self.record().exists() && self.state() == "Ready"
+    }
+
+    /// What the header on the disk says of the volume key: another key has another digest.
+    pub(crate) fn key_digest(&self) -> String {
+        let mut area = vec![0; 12288];
+        File::open(self.backing()).and_then(|file| file.read_exact_at(&mut area, 4096)).expect("a header");
+        let text = area.split(|byte| *byte == 0).next().expect("there is always a first part");
+        let header: serde_json::Value = serde_json::from_slice(text).expect("the header is JSON");
+        header["digests"]["0"]["digest"].as_str().expect("a header has a digest").to_owned()
+    }
+
     /// The text of a field of the record.
     pub(crate) fn recorded(&self, field: &str) -> String {
         let record = fs::read(self.record()).expect("the record is there");
@@ -126,7 +141,7 @@ impl Volume {
     /// The record, and everything in front of the payload.
     pub(crate) fn metadata(&self) -> (Vec<u8>, Vec<u8>) {
         let mut header = vec![0; 2 << 20];
-        let image = fs::File::open(self.backing()).expect("the image is there");
+        let image = File::open(self.backing()).expect("the image is there");
         image.read_exact_at(&mut header, 0).expect("the image is long enough");
         (fs::read(self.record()).expect("the record is there"), header)
     }

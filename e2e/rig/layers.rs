@@ -43,7 +43,7 @@ pub(crate) fn all() -> Result<()> {
 
 /// What takes too long for [`all`].
 pub(crate) fn soak() -> Result<()> {
-    let counts = ["kills", "scenarios"].map(show);
+    let counts = ["kills", "power-cuts", "scenarios"].map(show);
     counts.into_iter().fold(Count::default(), Count::and).conclude()
 }
 

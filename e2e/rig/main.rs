@@ -34,8 +34,10 @@ mod sandbox;
 mod scenarios;
 mod search;
 mod shell;
+mod soak;
 mod suites;
 mod tour;
+mod tracer;
 mod traces;
 mod wait;
 mod wire;
@@ -82,8 +84,14 @@ enum Command {
     },
     /// Run every layer of tests.
     All,
-    /// Run what takes too long for that.
-    Soak,
+    /// Run what takes too long for that: all parts of an attack, or every attack and every scenario.
+    Soak {
+        /// Which attack.
+        attack: Option<soak::Attack>,
+        /// Only parts whose names contain one of these words; also those that have passed.
+        #[arg(default_value = "")]
+        filter: String,
+    },
     /// Run the kernel tests in a fresh node.
     Kernel {
         /// Only tests whose names contain this.
@@ -92,9 +100,6 @@ enum Command {
         /// No tests whose names contain this.
         #[arg(long)]
         skip: Vec<String>,
-        /// Everything that is long or random, too.
-        #[arg(long)]
-        soak: bool,
     },
     /// Run the tests of what talks to an API server, with a fresh one and no node.
     Api {
@@ -169,6 +174,17 @@ enum Command {
         #[arg(long)]
         direct: bool,
     },
+    /// Count the calls with which a process changes something, and perhaps kill it before one of them; runs in the guest.
+    Trace {
+        /// The process.
+        pid: i32,
+        /// Kill it before the call of this number, from 1.
+        #[arg(long)]
+        kill_before: Option<usize>,
+        /// Count what is written to files below this.
+        #[arg(long)]
+        tree: PathBuf,
+    },
     /// Open a shell on the node of a rig that was left up, or run one command there.
     Shell {
         /// Which run: demo, scenarios, conformance, kernel, up.
@@ -207,10 +223,11 @@ fn run(arguments: Arguments) -> Result<()> {
             Ok(())
         }
         Command::All => layers::all(),
-        Command::Soak => layers::soak(),
+        Command::Soak { attack: None, .. } => layers::soak(),
+        Command::Soak { attack: Some(attack), filter } => soak::test(&run.join(attack.name()), attack, &filter),
         Command::Unit { filter } => layers::unit(&filter),
         Command::Target { name, filter } => layers::target(&name, &filter),
-        Command::Kernel { filter, skip, soak } => suites::kernel(&run.join("kernel"), &filter, &skip, soak),
+        Command::Kernel { filter, skip } => suites::kernel(&run.join("kernel"), &filter, &skip),
         Command::Api { filter } => api::test(&run.join("api"), &filter),
         Command::Chart { filter } => layers::chart(&filter),
         Command::Fuzz { programs, seconds, filter } => fuzz::test(&run.join("fuzz"), &programs, &filter, seconds),
@@ -229,6 +246,7 @@ fn run(arguments: Arguments) -> Result<()> {
         Command::Tour => tour::test(&run.join("tour")),
         Command::Scenarios { filter, keep } => scenarios::test(&run.join("scenarios"), &filter, fate(keep)),
         Command::Search { path, direct } => search_standard_input(&path, direct),
+        Command::Trace { pid, kill_before, tree } => tracer::follow(pid, kill_before, &tree),
         Command::Shell { of, node, script } => shell::open(&run.join(of), node, &script.join(" ")),
         Command::Down { of } => process::kill_recorded(&run.join(of)),
     }

@@ -23,11 +23,11 @@ use crate::wire::Kind;
 /// The kernel tests that have a power cut between them.
 const HALVES: [&str; 2] = ["reboot::before_the_power_cut", "reboot::after_the_power_cut"];
 
-/// The node on which a suite runs alone: no Kubernetes, an empty second disk.
-fn node(fate: Fate) -> Spec {
+/// A node on which a suite runs alone: no Kubernetes, an empty second disk.
+fn node(number: u8, fate: Fate) -> Spec {
     Spec {
-        name: "node1".into(),
-        number: 1,
+        name: format!("node{number}"),
+        number,
         memory_mib: 2048,
         pool_bytes: 16 << 30,
         images: None,
@@ -38,11 +38,16 @@ fn node(fate: Fate) -> Spec {
 
 /// Boots a fresh node in `run` that has `programs`.
 pub(crate) fn boot(run: &Path, programs: &Programs, fate: Fate) -> Result<(Machine, Guest)> {
+    boot_numbered(1, run, programs, fate)
+}
+
+/// Boots the fresh node `number` of several, each with a `run` of its own.
+pub(crate) fn boot_numbered(number: u8, run: &Path, programs: &Programs, fate: Fate) -> Result<(Machine, Guest)> {
     let run = &sandbox::fresh(run)?;
     let share = run.join("share");
     fs::create_dir_all(&share)?;
     programs.share(&share)?;
-    let mut machine = Machine::create(run, Image::get()?, node(fate))?;
+    let mut machine = Machine::create(run, Image::get()?, node(number, fate))?;
     let guest = stage("Boot the node", || machine.boot())?;
     Ok((machine, guest))
 }
@@ -55,14 +60,13 @@ pub(crate) fn sandboxed(build: impl Fn() -> Result<Programs>) -> Result<Programs
     })
 }
 
-/// The kernel tests whose names contain one of the words of `filter` and none of `skip`; with `soak` also what is long.
-pub(crate) fn kernel(run: &Path, filter: &str, skip: &[String], soak: bool) -> Result<()> {
+/// The kernel tests whose names contain one of the words of `filter` and none of `skip`.
+pub(crate) fn kernel(run: &Path, filter: &str, skip: &[String]) -> Result<()> {
     let programs = sandboxed(|| Programs::product()?.with_test("kernel"))?;
     let (mut machine, guest) = boot(run, &programs, Fate::WithRig)?;
-    let soak = if soak { "COFFER_SOAK=1 " } else { "" };
     let mut count = Count::default();
     let mut tests = |guest: &Guest, arguments: &str| {
-        let script = format!("{soak}/share/bin/test-kernel --test-threads=1 --show-output {arguments} 2>&1");
+        let script = format!("/share/bin/test-kernel --test-threads=1 --show-output {arguments} 2>&1");
         show(guest, &script, |line| count = count.and(Count::of_rust(line).unwrap_or_default()))
     };
     let skip: Vec<_> = skip.iter().map(|word| format!("--skip {word}")).collect();
