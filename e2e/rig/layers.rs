@@ -1,5 +1,6 @@
 //! Every layer of tests, one after the other, and one count at the end.
 
+use std::fs;
 use std::io::BufRead;
 use std::io::BufReader;
 use std::path::Path;
@@ -8,10 +9,13 @@ use std::process::Stdio;
 
 use anyhow::Context;
 use anyhow::Result;
+use clap::ValueEnum;
 
 use crate::kubernetes;
 use crate::report::Count;
 use crate::report::stage;
+use crate::soak::Attack;
+use crate::soak::REPORT;
 
 /// What needs no node. Each layer is a target of the Makefile.
 const ON_THE_HOST: [&str; 6] = ["unit", "fuzz-short", "csi", "kbs", "chart", "api"];
@@ -41,10 +45,17 @@ pub(crate) fn all() -> Result<()> {
     counts.into_iter().fold(Count::default(), |sum, (_, count)| sum.and(count)).conclude()
 }
 
-/// What takes too long for [`all`].
-pub(crate) fn soak() -> Result<()> {
-    let counts = ["kills", "power-cuts", "scenarios"].map(show);
-    counts.into_iter().fold(Count::default(), Count::and).conclude()
+/// What takes too long for [`all`]; each attack has a directory in `run`.
+pub(crate) fn soak(run: &Path) -> Result<()> {
+    let attacks = Attack::value_variants().iter().map(|attack| attack.name());
+    let counts: Vec<_> = attacks.clone().chain(["scenarios"]).map(|layer| (layer, show(layer))).collect();
+    for attack in attacks {
+        print!("{}", fs::read_to_string(run.join(attack).join(REPORT)).unwrap_or_default());
+    }
+    for (layer, Count { passed, failed }) in &counts {
+        println!("{layer:>17}: {passed} passed, {failed} failed");
+    }
+    counts.into_iter().fold(Count::default(), |sum, (_, count)| sum.and(count)).conclude()
 }
 
 /// Makes `layer` and prints each line as it comes.

@@ -223,7 +223,7 @@ fn run(arguments: Arguments) -> Result<()> {
             Ok(())
         }
         Command::All => layers::all(),
-        Command::Soak { attack: None, .. } => layers::soak(),
+        Command::Soak { attack: None, .. } => layers::soak(&run.join("soak")),
         Command::Soak { attack: Some(attack), filter } => soak::test(&run.join(attack.name()), attack, &filter),
         Command::Unit { filter } => layers::unit(&filter),
         Command::Target { name, filter } => layers::target(&name, &filter),

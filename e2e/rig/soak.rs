@@ -30,6 +30,8 @@ use crate::suites;
 const NODES: [u8; 2] = [1, 2];
 /// How a test says what it counted.
 const FIGURE: &str = "figure: ";
+/// What was printed at the end, in the attack's directory.
+pub(crate) const REPORT: &str = "report";
 /// Beside what the tests count: how long the parts took.
 const SECONDS: &str = "seconds on a node";
 
@@ -88,10 +90,12 @@ pub(crate) fn test(run: &Path, attack: Attack, filter: &str) -> Result<()> {
     });
     let count = outcomes.into_iter().map(Count::of).fold(Count::default(), Count::and);
     let there: Vec<_> = parts.iter().filter(|part| passed.has(part)).collect();
-    println!("{} of {} parts of {} have passed", there.len(), parts.len(), attack.name());
+    let mut report = format!("{} of {} parts of {} have passed\n", there.len(), parts.len(), attack.name());
     for (what, value) in passed.figures(&there)? {
-        println!("{value:>9} {what}");
+        report += &format!("{value:>9} {what}\n");
     }
+    print!("{report}");
+    fs::write(run.join(REPORT), report)?;
     let earlier = there.len() as u64 - count.passed;
     Count { passed: count.passed + earlier, ..count }.conclude()
 }

@@ -43,12 +43,16 @@ const CHANGING: [i64; 19] = [
     libc::SYS_ftruncate,
 ];
 
+/// Of writes to the same descriptor, one right after the other, only so many count: a volume that is filled from end to
+/// end is filled in hundreds of them, and a cut between any two is the same.
+const RUN: usize = 2;
+
 /// Follows the process `pid` to its end and prints `attached` as soon as every thread is traced, then how many calls
 /// there were. A `write` counts if it goes to a file below `tree`. Before call number `kill_before` the process is killed.
 pub(crate) fn follow(pid: i32, kill_before: Option<usize>, tree: &Path) -> Result<()> {
     let process = Pid::from_raw(pid);
     let mut awaited = seize(process)?;
-    let mut calls = 0;
+    let (mut calls, mut last, mut run) = (0, None, 0);
     loop {
         let status = match waitpid(None, Some(WaitPidFlag::__WALL)) {
             Err(Errno::ECHILD) => break,
@@ -56,10 +60,14 @@ pub(crate) fn follow(pid: i32, kill_before: Option<usize>, tree: &Path) -> Resul
         };
         let mut signal = None;
         match status {
-            WaitStatus::PtraceSyscall(thread) if changes_something(process, thread, tree) => {
-                calls += 1;
-                if kill_before == Some(calls) {
-                    kill(process, Signal::SIGKILL)?;
+            WaitStatus::PtraceSyscall(thread) => {
+                if let Some(call) = changing_call(process, thread, tree) {
+                    run = if last == Some(call) { run + 1 } else { 1 };
+                    last = Some(call);
+                    calls += usize::from(call.0 != libc::SYS_pwrite64 || run <= RUN);
+                    if kill_before == Some(calls) {
+                        kill(process, Signal::SIGKILL)?;
+                    }
                 }
             }
             WaitStatus::Stopped(_, caught) => signal = Some(caught),
@@ -96,21 +104,22 @@ fn seize(process: Pid) -> Result<BTreeSet<Pid>> {
     }
 }
 
-/// Whether the thread is about to make a call that counts.
-fn changes_something(process: Pid, thread: Pid, tree: &Path) -> bool {
-    let Ok(info) = ptrace::syscall_info(thread) else { return false };
+/// The call that the thread is about to make, and its first argument, if it is one that counts.
+fn changing_call(process: Pid, thread: Pid, tree: &Path) -> Option<(i64, u64)> {
+    let info = ptrace::syscall_info(thread).ok()?;
     if info.op != libc::PTRACE_SYSCALL_INFO_ENTRY {
-        return false;
+        return None;
     }
     // SAFETY: the kernel fills `entry` for this `op`, and every bit pattern is a number.
     let entry = unsafe { info.u.entry };
-    match i64::try_from(entry.nr) {
-        Ok(libc::SYS_openat) => entry.args[2] & u64::from(libc::O_CREAT.unsigned_abs()) != 0,
-        Ok(libc::SYS_write) => {
+    let call = i64::try_from(entry.nr).ok()?;
+    let counts = match call {
+        libc::SYS_openat => entry.args[2] & u64::from(libc::O_CREAT.unsigned_abs()) != 0,
+        libc::SYS_write => {
             let target = fs::read_link(format!("/proc/{process}/fd/{}", entry.args[0]));
             target.is_ok_and(|target| target.starts_with(tree))
         }
-        Ok(call) => CHANGING.contains(&call),
-        Err(_) => false,
-    }
+        _ => CHANGING.contains(&call),
+    };
+    counts.then_some((call, entry.args[0]))
 }
