@@ -1,14 +1,23 @@
 //! Making and checking filesystems. The only file of the program that starts other programs.
 //!
-//! They get a device node and literals as arguments, an environment of two variables, no shell and no input. Refuses to
+//! They get a device node and literals as arguments, an environment of two variables, no shell and no input, and do not
+//! outlive the driver: the one that is started after it could not close a volume that is still written to. Refuses to
 //! repeat what a check prints about the contents: messages end up in Events, and the names of a pod's files are its own.
 
 use std::fs::File;
+use std::io;
 use std::os::unix::fs::FileExt;
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
 use std::process::Output;
 use std::process::Stdio;
+
+use rustix::process::Pid;
+use rustix::process::Signal;
+use rustix::process::getpid;
+use rustix::process::getppid;
+use rustix::process::set_parent_process_death_signal;
 
 use crate::volume::Error;
 use crate::volume::FsType;
@@ -100,7 +109,11 @@ fn check_xfs_magic(node: &Path) -> Result<()> {
 
 #[expect(clippy::disallowed_methods, reason = "this is the file that starts programs")]
 fn run(program: &str, arguments: &[&str], node: &Path) -> Result<Output> {
-    Command::new(program)
+    let mut command = Command::new(program);
+    let driver = getpid();
+    // SAFETY: between fork and exec it makes two system calls and allocates nothing.
+    unsafe { command.pre_exec(move || end_with(driver)) };
+    command
         .args(arguments)
         .arg(node)
         .env_clear()
@@ -114,6 +127,12 @@ fn run(program: &str, arguments: &[&str], node: &Path) -> Result<Output> {
         .map_err(|cause| {
             Error::new(Reason::Internal, format!("{program} cannot be started: {cause}; install it beside the driver"))
         })
+}
+
+/// Lets the calling process end with its parent, which is `driver` unless that has ended already.
+fn end_with(driver: Pid) -> io::Result<()> {
+    set_parent_process_death_signal(Some(Signal::KILL))?;
+    if getppid() == Some(driver) { Ok(()) } else { Err(io::ErrorKind::Interrupted.into()) }
 }
 
 fn last_words(stderr: &[u8]) -> String {
