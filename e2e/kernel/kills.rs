@@ -316,7 +316,7 @@ fn kill_in_lives_of(variant: Variant, part: Option<Part>) {
 
 #[test]
 fn a_driver_killed_at_any_step_of_a_volumes_life_leaks_nothing_and_formats_no_ready_volume() {
-    match Part::of_soak() {
+    match Part::of_environment() {
         Some(part) => {
             let (variant, part) = part.deal(&variants());
             kill_in_lives_of(variant, Some(part));

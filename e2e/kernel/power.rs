@@ -187,7 +187,7 @@ fn cut_the_power_under(profile: Profile, kinds: &[Kind], count: usize) {
 
 #[test]
 fn every_acknowledged_record_survives_a_power_cut() {
-    match Part::of_soak() {
+    match Part::of_environment() {
         Some(part) => {
             let (profile, part) = part.deal(&Profile::ALL);
             let count = part.take(0..COPIES).count();

@@ -28,10 +28,10 @@ impl Part {
     /// Everything.
     pub(crate) const WHOLE: Self = Self { number: 0, of: 1 };
 
-    /// What `COFFER_SOAK` says: `3/12` is the third part of twelve.
-    pub(crate) fn of_soak() -> Option<Self> {
-        let text = std::env::var("COFFER_SOAK").ok()?;
-        let (number, of) = text.split_once('/').expect("COFFER_SOAK is a number of a number");
+    /// What `COFFER_PART` says: `3/12` is the third part of twelve.
+    pub(crate) fn of_environment() -> Option<Self> {
+        let text = std::env::var("COFFER_PART").ok()?;
+        let (number, of) = text.split_once('/').expect("COFFER_PART is a number of a number");
         let number: usize = number.parse().expect("a number");
         Some(Self { number: number - 1, of: of.parse().expect("a number") })
     }

@@ -100,6 +100,9 @@ enum Command {
         /// No tests whose names contain this.
         #[arg(long)]
         skip: Vec<String>,
+        /// Everything that is long or random, too.
+        #[arg(long)]
+        soak: bool,
     },
     /// Run the tests of what talks to an API server, with a fresh one and no node.
     Api {
@@ -227,7 +230,7 @@ fn run(arguments: Arguments) -> Result<()> {
         Command::Soak { attack: Some(attack), filter } => soak::test(&run.join(attack.name()), attack, &filter),
         Command::Unit { filter } => layers::unit(&filter),
         Command::Target { name, filter } => layers::target(&name, &filter),
-        Command::Kernel { filter, skip } => suites::kernel(&run.join("kernel"), &filter, &skip),
+        Command::Kernel { filter, skip, soak } => suites::kernel(&run.join("kernel"), &filter, &skip, soak),
         Command::Api { filter } => api::test(&run.join("api"), &filter),
         Command::Chart { filter } => layers::chart(&filter),
         Command::Fuzz { programs, seconds, filter } => fuzz::test(&run.join("fuzz"), &programs, &filter, seconds),

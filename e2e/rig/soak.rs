@@ -148,7 +148,7 @@ impl Part {
         let start = Instant::now();
         let (part, of, tests) = (self.number, self.attack.parts(), self.attack.tests());
         let script =
-            format!("COFFER_SOAK={part}/{of} /share/bin/test-kernel --test-threads=1 --show-output {tests} 2>&1");
+            format!("COFFER_PART={part}/{of} /share/bin/test-kernel --test-threads=1 --show-output {tests} 2>&1");
         let mut output = Vec::new();
         let status = guest.stream(&script, &[], |_, data| {
             output.extend_from_slice(data);

@@ -60,13 +60,14 @@ pub(crate) fn sandboxed(build: impl Fn() -> Result<Programs>) -> Result<Programs
     })
 }
 
-/// The kernel tests whose names contain one of the words of `filter` and none of `skip`.
-pub(crate) fn kernel(run: &Path, filter: &str, skip: &[String]) -> Result<()> {
+/// The kernel tests whose names contain one of the words of `filter` and none of `skip`; with `soak` also what is long.
+pub(crate) fn kernel(run: &Path, filter: &str, skip: &[String], soak: bool) -> Result<()> {
     let programs = sandboxed(|| Programs::product()?.with_test("kernel"))?;
     let (mut machine, guest) = boot(run, &programs, Fate::WithRig)?;
+    let soak = if soak { "COFFER_SOAK=1 " } else { "" };
     let mut count = Count::default();
     let mut tests = |guest: &Guest, arguments: &str| {
-        let script = format!("/share/bin/test-kernel --test-threads=1 --show-output {arguments} 2>&1");
+        let script = format!("{soak}/share/bin/test-kernel --test-threads=1 --show-output {arguments} 2>&1");
         show(guest, &script, |line| count = count.and(Count::of_rust(line).unwrap_or_default()))
     };
     let skip: Vec<_> = skip.iter().map(|word| format!("--skip {word}")).collect();
