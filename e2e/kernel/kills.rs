@@ -208,8 +208,8 @@ impl<'a> Life<'a> {
         done
     }
 
-    /// Lets the driver die in `step` and starts it again. Returns how many calls were counted, and whether it died before
-    /// it could answer.
+    /// Lets the driver die in `step` and starts it again. Returns how many calls were counted, and whether it died
+    /// before it could answer.
     fn strike(&mut self, step: Step, kill: Kill, when: &str) -> (usize, bool) {
         let pid = self.scene.driver().pid();
         let (answer, tracer) = match kill {
@@ -321,7 +321,11 @@ fn a_driver_killed_at_any_step_of_a_volumes_life_leaks_nothing_and_formats_no_re
             let (variant, part) = part.deal(&variants());
             kill_in_lives_of(variant, Some(part));
         }
-        None => variants().into_iter().for_each(|variant| kill_in_lives_of(variant, None)),
+        // XFS takes longest, and its steps are those of ext4.
+        None => {
+            let quick = variants().into_iter().filter(|(_, kind)| *kind != Kind::Xfs);
+            quick.for_each(|variant| kill_in_lives_of(variant, None));
+        }
     }
 }
 

@@ -36,7 +36,7 @@ impl Listing {
         lines
     }
 
-    /// The same for another volume: `name` is a name of its own, and lines with one of the `ignored` words are left out.
+    /// The same for any volume: `name` belongs to this one alone. Lines with one of the `ignored` words are left out.
     pub(crate) fn of_any(self, name: &str, ignored: &[&str]) -> Self {
         let lines = self.0.into_iter().filter(|(line, _)| !ignored.iter().any(|word| line.contains(word)));
         Self(lines.map(|(line, count)| (line.replace(name, "*"), count)).collect())

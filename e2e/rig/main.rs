@@ -177,7 +177,7 @@ enum Command {
         #[arg(long)]
         direct: bool,
     },
-    /// Count the calls with which a process changes something, and perhaps kill it before one of them; runs in the guest.
+    /// Count the calls with which a process changes something, and perhaps kill it before one; runs in the guest.
     Trace {
         /// The process.
         pid: i32,

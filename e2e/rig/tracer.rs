@@ -48,7 +48,8 @@ const CHANGING: [i64; 19] = [
 const RUN: usize = 2;
 
 /// Follows the process `pid` to its end and prints `attached` as soon as every thread is traced, then how many calls
-/// there were. A `write` counts if it goes to a file below `tree`. Before call number `kill_before` the process is killed.
+/// there were. A `write` counts if it goes to a file below `tree`. Before call number `kill_before` the process is
+/// killed.
 pub(crate) fn follow(pid: i32, kill_before: Option<usize>, tree: &Path) -> Result<()> {
     let process = Pid::from_raw(pid);
     let mut awaited = seize(process)?;

@@ -1,8 +1,8 @@
 //! Making and checking filesystems. The only file of the program that starts other programs.
 //!
-//! They get a device node and literals as arguments, an environment of two variables, no shell and no input, and do not
-//! outlive the driver: the one that is started after it could not close a volume that is still written to. Refuses to
-//! repeat what a check prints about the contents: messages end up in Events, and the names of a pod's files are its own.
+//! They get a device node and literals as arguments, an environment of two variables, no shell and no input. They do not
+//! outlive the driver, whose successor could not close a volume that is still written to. Refuses to repeat what a check
+//! prints about the contents: messages end up in Events, and the names of a pod's files are its own.
 
 use std::fs::File;
 use std::io;
