@@ -27,6 +27,7 @@ use crate::volume::PoolName;
 use crate::volume::Profile;
 use crate::volume::Reason;
 use crate::volume::Result;
+use crate::volume::SECTOR_BYTES;
 use crate::volume::SecretBytes;
 use crate::volume::VolumeId;
 use crate::volume::VolumeSpec;
@@ -36,6 +37,10 @@ pub const RECORD_FILE: &str = "volume.json";
 
 /// The schema that this version writes, and the newest that it reads. Schema 2 knows profiles with tags, and rotations.
 const SCHEMA: u32 = 2;
+
+/// The largest payload that is believed before the MAC was verified: sums of it and of what the profile adds fit into 64
+/// bits.
+const PAYLOAD_LIMIT_BYTES: u64 = 1 << 60;
 
 /// What the MAC is computed over begins with this line, so that it can never be taken for another MAC.
 const MAC_CONTEXT: &[u8] = b"coffer/record/1\n";
@@ -304,6 +309,15 @@ impl Record {
             ));
         }
         let record: Self = serde_json::from_slice(text).map_err(damaged)?;
+        if record.payload_bytes == 0
+            || record.payload_bytes > PAYLOAD_LIMIT_BYTES
+            || !record.payload_bytes.is_multiple_of(SECTOR_BYTES)
+        {
+            return Err(Error::new(
+                Reason::RecordDamaged,
+                format!("{RECORD_FILE} of {id} has a size of {} bytes; restore it from a copy", record.payload_bytes),
+            ));
+        }
         if record.id != *id {
             return Err(Error::new(
                 Reason::RecordDamaged,
@@ -376,6 +390,18 @@ mod tests {
     }
 
     #[test]
+    fn what_is_no_plain_file_is_refused_and_does_not_block() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let (record, path) = (declared(), directory.path().join(RECORD_FILE));
+        let reason = || Record::read(directory.path(), &record.id).expect_err("refused").reason();
+        std::os::unix::fs::symlink("/dev/zero", &path).expect("linked");
+        assert_eq!(reason(), Reason::RecordDamaged);
+        std::fs::remove_file(&path).expect("removed");
+        rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, 0o600.into(), 0).expect("a pipe");
+        assert_eq!(reason(), Reason::RecordDamaged);
+    }
+
+    #[test]
     fn another_secret_is_told_from_a_changed_record() {
         let record = declared().ready([1; 32], [2; 32], &key(3));
         let reason = |record: &Record, check| record.authenticate(&check, &key(3)).expect_err("refused").reason();
@@ -440,6 +466,9 @@ mod tests {
         assert_eq!(reason(""), Reason::RecordDamaged);
         assert_eq!(reason(&text.replace("\"schema\":2", "\"schema\":3")), Reason::RecordTooNew);
         assert_eq!(reason(&text.replace("\"name\"", "\"nom\"")), Reason::RecordDamaged);
+        for size in ["0", "4095", "18446744073709551615"] {
+            assert_eq!(reason(&text.replace("1073741824", size)), Reason::RecordDamaged, "{size}");
+        }
         let other = VolumeId::for_name("other");
         assert_eq!(Record::parse(text.as_bytes(), &other).expect_err("refused").reason(), Reason::RecordDamaged);
     }

@@ -5,7 +5,10 @@ use std::fs::File;
 use std::io;
 use std::io::Read;
 use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+
+use rustix::fs::OFlags;
 
 use crate::volume::Error;
 use crate::volume::Reason;
@@ -34,10 +37,12 @@ impl FileError {
     }
 }
 
-/// The contents of the file at `path`, unless it is larger than any of ours.
+/// The contents of the file at `path`, unless it is larger than any of ours. A pipe is empty, a link an error.
 pub fn read(path: &Path) -> io::Result<Vec<u8>> {
+    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    let file = File::options().read(true).custom_flags(flags.bits().cast_signed()).open(path)?;
     let mut text = Vec::new();
-    File::open(path)?.take(LIMIT_BYTES + 1).read_to_end(&mut text)?;
+    file.take(LIMIT_BYTES + 1).read_to_end(&mut text)?;
     if text.len() as u64 > LIMIT_BYTES { Err(io::ErrorKind::FileTooLarge.into()) } else { Ok(text) }
 }
 
