@@ -366,6 +366,7 @@ struct NodeHalf {
 
 async fn node_half(flags: Node, witness: Option<Witness>) -> Result<NodeHalf> {
     let keys = flags.kbs.get()?;
+    tracing::info!(version = coffer::device::crypt::version().unwrap_or("unknown"), "libcryptsetup");
     let pools = flags.pools.get()?;
     for pool in pools.iter() {
         if let Err(error) = pool.finish_interrupted() {

@@ -9,6 +9,9 @@ mod line;
 mod mapped;
 mod superblock;
 mod table;
+mod version;
+
+pub use version::version;
 
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::fs::File;
@@ -331,7 +334,9 @@ fn failed(what: &str, error: LibcryptErr) -> Error {
 unsafe extern "C" fn log(_level: c_int, message: *const c_char, _data: *mut c_void) {
     // SAFETY: libcryptsetup passes a string that ends with NUL and lives until this function returns.
     let message = unsafe { CStr::from_ptr(message) };
-    tracing::debug!(message = %message.to_string_lossy().trim_end(), "libcryptsetup");
+    let message = message.to_string_lossy();
+    version::notice(&message);
+    tracing::debug!(message = %message.trim_end(), "libcryptsetup");
 }
 
 /// A file in memory that libcryptsetup takes for a small disk.
