@@ -6,7 +6,7 @@ FLAGS  := --profile rig --all-features
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 RIG    := $(TARGET)/rig/coffer-rig
 T      :=
-FAULTS := kills:: crowds:: refusals:: power:: soak::
+FAULTS := kills:: crowds:: refusals:: power:: soak:: tamper::
 
 # Libraries are compiled once for all checkouts; what is made of this one's own code is in it.
 export CARGO_BUILD_BUILD_DIR ?= $(HOME)/.cache/coffer/cargo
@@ -21,7 +21,7 @@ PACKAGES := mmdebstrap qemu-system-x86 swtpm libcryptsetup-dev libclang-dev clan
             cryptsetup-bin e2fsprogs xfsprogs buildah pkg-config iproute2 jq strace openssl
 
 .PHONY: setup own build lint unit fuzz fuzz-short fuzz-targets csi scenarios kills power-cuts kbs chart manifests api \
-        kernel faults sanity demo cluster conformance conformance-short test soak bench shell down
+        kernel faults sanity demo cluster conformance conformance-short tamper test soak bench shell down
 
 # Debian packages that are missing; asks the mirror only if one is.
 setup:
@@ -85,9 +85,14 @@ kernel: build
 	$(RIG) kernel $(if $(T),'$(T)',$(addprefix --skip ,$(FAULTS)))
 
 # The rest of these tests, on a node of their own: the driver killed at a sample of the calls that change anything, a few
-# power cuts, fifty volumes at once, a KBS that fails in every way.
+# power cuts, fifty volumes at once, a KBS that fails in every way, a sample of what a hostile disk can hold.
 faults: build
 	$(RIG) --run .rig/faults kernel '$(FAULTS)'
+
+# Everything that a hostile disk can hold, each header also shown to stock cryptsetup; `docs/tampering.md` says what comes
+# of it. What was seen is in .rig/tamper/kernel/node1/log.
+tamper: build
+	$(RIG) --run .rig/tamper kernel --soak '$(or $(T),tamper::)'
 
 # The chart: linter, values, resource types as in the source, `deploy/` as rendered.
 chart: build

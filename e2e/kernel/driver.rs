@@ -69,6 +69,8 @@ pub(crate) struct Options {
     pub(crate) log: PathBuf,
     /// The cluster that the driver is a node of, if it is not alone.
     pub(crate) kubeconfig: Option<&'static str>,
+    /// Where libraries are that it finds before the node's.
+    pub(crate) libraries: Option<&'static str>,
 }
 
 /// A running driver and a connection to it.
@@ -315,6 +317,7 @@ fn spawn(options: &Options) -> Child {
     let mut command = Command::new("coffer");
     command.arg(if options.kubeconfig.is_some() { "node" } else { "all" });
     command.envs(options.kubeconfig.map(|file| ("KUBECONFIG", file)));
+    command.envs(options.libraries.map(|directory| ("LD_LIBRARY_PATH", directory)));
     command.args(["--endpoint", &format!("unix://{SOCKET}"), "--node-name", NODE, "--http", HTTP]);
     command.arg("--pool").arg(&options.pool).args(&options.kbs).args(["--kubelet-dir", KUBELET]);
     command.args(&options.flags);

@@ -31,7 +31,10 @@ mod secrecy;
 mod soak;
 mod space;
 mod staging;
+mod strace;
 mod swap;
+#[path = "../tamper/corpus.rs"]
+mod tamper;
 mod tampering;
 mod tracer;
 mod tsm;

@@ -16,6 +16,8 @@ use crate::leaks::Listing;
 
 /// The disk that belongs to the tests.
 pub(crate) const DISK: &str = "/dev/vdb";
+/// What [`DISK`] is called where a test puts a device-mapper table over it.
+pub(crate) const FAILING_DISK: &str = "disk";
 /// Where it is mounted.
 pub(crate) const MOUNT: &str = "/mnt/pool";
 const POOL: &str = "/mnt/pool/coffer";
@@ -49,6 +51,15 @@ impl Scene {
         // What a failed test left here must not fail the next one.
         clear();
         make_pool(Path::new(DISK), size);
+        Self::start(None)
+    }
+
+    /// A pool on the tests' disk as this device-mapper table shows it, under the name [`FAILING_DISK`].
+    #[track_caller]
+    pub(crate) fn over(table: &str) -> Self {
+        clear();
+        shell(&format!("printf '{table}' | dmsetup create {FAILING_DISK}"));
+        make_pool(&Path::new("/dev/mapper").join(FAILING_DISK), "3G");
         Self::start(None)
     }
 
@@ -91,6 +102,7 @@ impl Scene {
             flags: Vec::new(),
             log: log(Location::caller()),
             kubeconfig,
+            libraries: None,
         };
         let driver = Driver::start(&options);
         let before = listing(&options, Some(&driver));
@@ -132,7 +144,23 @@ impl Scene {
 
     /// What is there now and was not there when the scene began, and the reverse.
     pub(crate) fn changes(&self) -> Vec<String> {
-        listing(&self.options, self.driver.as_ref()).changes(&self.before)
+        self.listing().changes(&self.before)
+    }
+
+    /// What is there now.
+    pub(crate) fn listing(&self) -> Listing {
+        listing(&self.options, self.driver.as_ref())
+    }
+
+    /// What has changed since `before`, once what ends in the background has ended.
+    pub(crate) fn lasting_changes(&self, before: &Listing) -> Vec<String> {
+        let start = Instant::now();
+        let mut changes = self.listing().changes(before);
+        while !changes.is_empty() && start.elapsed() < PATIENCE {
+            thread::sleep(Duration::from_millis(100));
+            changes = self.listing().changes(before);
+        }
+        changes
     }
 
     /// Says that this test changes sectors with tags, so that the kernel will complain.
@@ -148,12 +176,7 @@ impl Scene {
     /// Ends the test: everything must be as it was, and no sector had a wrong tag that the test did not change.
     pub(crate) fn end(self) {
         assert!(self.tampers || self.tag_errors() == 0, "the kernel has logged: {}", shell(TAG_ERRORS));
-        let start = Instant::now();
-        let mut changes = self.changes();
-        while !changes.is_empty() && start.elapsed() < PATIENCE {
-            thread::sleep(Duration::from_millis(100));
-            changes = self.changes();
-        }
+        let changes = self.lasting_changes(&self.before);
         assert!(changes.is_empty(), "left behind:\n{}", changes.join("\n"));
         self.leave();
     }
@@ -178,7 +201,7 @@ fn listing(options: &Options, driver: Option<&Driver>) -> Listing {
     Listing::take(&options.pool, alone.map(Driver::pid))
 }
 
-/// Makes a pool on a file system of this size, as `mkfs.ext4` understands it.
+/// Makes a pool on `disk`, on a file system of this size, as `mkfs.ext4` understands it.
 #[track_caller]
 fn make_pool(disk: &Path, size: &str) {
     let disk = disk.display();
@@ -196,6 +219,7 @@ pub(crate) fn clear() {
          losetup -D
          mountpoint -q {MOUNT} && umount {MOUNT}
          [ -e /dev/mapper/power-pool ] && for name in cut copy changes live pool log; do dmsetup remove --retry power-$name; done
+         dmsetup ls | grep -q '^{FAILING_DISK}[[:space:]]' && dmsetup remove {FAILING_DISK}
          rm -rf /var/lib/kubelet/pods /var/lib/kubelet/plugins
          mkdir -p /var/lib/kubelet/pods /var/lib/kubelet/plugins_registry /var/lib/kubelet/plugins/kubernetes.io/csi/csi.coffer.dev"
     );

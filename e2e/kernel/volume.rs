@@ -82,9 +82,15 @@ impl Volume {
         assert!(status.message().starts_with(&format!("{reason}: ")), "{reason} expected: {status:?}");
         assert!(status.details().is_empty(), "{status:?}");
         assert_eq!(before, self.fingerprint(), "the refusal changed the volume");
+        self.stage_leaves_nothing();
+        status
+    }
+
+    /// After a refused stage: nothing is attached, and the kubelet can remove its directory.
+    #[track_caller]
+    pub(crate) fn stage_leaves_nothing(&self) {
         assert_eq!(self.in_kernel(), "", "the refusal left something attached");
         remove_staging(&self.id);
-        status
     }
 
     /// The image file.
@@ -95,6 +101,11 @@ impl Volume {
     /// The record.
     pub(crate) fn record(&self) -> PathBuf {
         self.directory.join("volume.json")
+    }
+
+    /// What the last refusal left beside it, for display.
+    pub(crate) fn refusal(&self) -> PathBuf {
+        self.directory.join("refusal.json")
     }
 
     /// The opened device.

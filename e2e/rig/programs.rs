@@ -11,10 +11,14 @@ use anyhow::Context;
 use anyhow::Result;
 use anyhow::bail;
 
+use crate::process::read;
+
 /// Programs that are shared with the guest, by the name they have there.
 #[derive(Clone)]
 pub(crate) struct Programs {
     programs: Vec<(String, PathBuf)>,
+    /// What is shared as it is on this machine, because the node's is newer.
+    older: Vec<PathBuf>,
 }
 
 impl Programs {
@@ -25,7 +29,7 @@ impl Programs {
         if !coffer.exists() {
             bail!("{} is not there; run make build", coffer.display());
         }
-        Ok(Self { programs: vec![("coffer".into(), coffer), ("coffer-rig".into(), rig)] })
+        Ok(Self { programs: vec![("coffer".into(), coffer), ("coffer-rig".into(), rig)], older: Vec::new() })
     }
 
     /// The file that the guest will see as `name`.
@@ -61,7 +65,22 @@ impl Programs {
         Ok(self)
     }
 
-    /// Copies them to `<share>/bin`, together with the start of the guest.
+    /// Adds this machine's cryptsetup and the libcryptsetup that the product was linked to: Debian 12's, older than the
+    /// node's.
+    pub(crate) fn with_older_cryptsetup(mut self) -> Result<Self> {
+        let libraries = read(Command::new("ldd").arg(self.path("coffer")?))?;
+        // The newer one does without the library for Argon2, so that the node has none.
+        for wanted in ["libcryptsetup.so.", "libargon2.so."] {
+            let library = libraries.lines().find_map(|line| {
+                line.trim().split_once(" => ")?.1.split(' ').next().filter(|path| path.contains(wanted))
+            });
+            self.older.push(library.with_context(|| format!("coffer is not linked to {wanted}*"))?.into());
+        }
+        self.older.push("/usr/sbin/cryptsetup".into());
+        Ok(self)
+    }
+
+    /// Copies them to `<share>/bin` and `<share>/older`, together with the start of the guest.
     pub(crate) fn share(&self, share: &Path) -> Result<()> {
         let bin = share.join("bin");
         fs::create_dir_all(&bin)?;
@@ -69,6 +88,12 @@ impl Programs {
             let unfinished = bin.join("unfinished");
             fs::copy(program, &unfinished).with_context(|| format!("cannot share {}", program.display()))?;
             fs::rename(unfinished, bin.join(name))?;
+        }
+        let older = share.join("older");
+        fs::create_dir_all(&older)?;
+        for file in &self.older {
+            let name = file.file_name().context("a file has a name")?;
+            fs::copy(file, older.join(name)).with_context(|| format!("cannot share {}", file.display()))?;
         }
         write_executable(&share.join("init"), include_str!("guest/init"))
     }

@@ -62,7 +62,7 @@ pub(crate) fn sandboxed(build: impl Fn() -> Result<Programs>) -> Result<Programs
 
 /// The kernel tests whose names contain one of the words of `filter` and none of `skip`; with `soak` also what is long.
 pub(crate) fn kernel(run: &Path, filter: &str, skip: &[String], soak: bool) -> Result<()> {
-    let programs = sandboxed(|| Programs::product()?.with_test("kernel"))?;
+    let programs = sandboxed(|| Programs::product()?.with_test("kernel")?.with_older_cryptsetup())?;
     let (mut machine, guest) = boot(run, &programs, Fate::WithRig)?;
     let soak = if soak { "COFFER_SOAK=1 " } else { "" };
     let mut count = Count::default();
