@@ -252,7 +252,7 @@ fn sealed(shape: &Shape, keys: &VolumeKeys) -> Vec<u8> {
     let device = std::fs::File::create_new(&path).expect("a new file in memory");
     let attached = Attached { device, path };
     let image = crypt::format(shape, &keys.passphrase).expect("formats");
-    let (image, _) = crypt::seal(image, shape, &keys.seal).expect("seals");
+    let (image, _) = crypt::seal(&image, shape, &[&keys.seal]).expect("seals");
     image.write(&attached).expect("written");
     let mut front = std::fs::read(&attached.path).expect("readable");
     std::fs::remove_file(&attached.path).expect("removed");

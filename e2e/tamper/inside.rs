@@ -6,9 +6,9 @@ use std::os::unix::fs::FileExt;
 use coffer::volume::DATA_OFFSET_BYTES;
 
 use crate::driver::Kind;
-use crate::strace::Strace;
 use crate::scene::Scene;
 use crate::scene::shell;
+use crate::strace::Strace;
 use crate::volume::Volume;
 
 #[test]

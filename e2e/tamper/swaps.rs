@@ -10,11 +10,11 @@ use std::path::Path;
 use coffer::volume::Profile;
 
 use super::Subject;
-use crate::strace::Strace;
-use crate::strace::TRACE;
 use crate::scene::Scene;
 use crate::scene::shell;
 use crate::scene::wait_until;
+use crate::strace::Strace;
+use crate::strace::TRACE;
 use crate::volume::Volume;
 
 /// How long strace holds the driver, in microseconds: far more than the test needs to change the disk.
