@@ -16,6 +16,7 @@ use std::process::Stdio;
 use std::time::Duration;
 use std::time::Instant;
 
+use crate::driver::HTTP;
 use crate::driver::KUBELET;
 use crate::driver::Kind;
 use crate::scene::Scene;
@@ -24,9 +25,6 @@ use crate::scene::wait_until;
 use crate::volume::Volume;
 use crate::volume::count;
 use needles::Needles;
-
-/// Where the driver answers over HTTP.
-const HTTP: &str = "127.0.0.1:9808";
 
 /// strace on the running driver and everything that it starts.
 fn strace(pid: u32, arguments: &[&str]) -> Child {
@@ -104,7 +102,7 @@ fn flip(volume: &Volume) {
 #[test]
 fn no_key_is_in_an_argument_a_variable_an_answer_a_metric_a_log_or_a_file() {
     let mut scene = Scene::new();
-    scene.options().flags = ["--log", "trace", "--http", HTTP].map(str::to_owned).to_vec();
+    scene.options().flags = ["--log", "trace"].map(str::to_owned).to_vec();
     scene.restart_driver();
     let pid = scene.driver().pid();
     let programs = "/tmp/programs";
@@ -151,9 +149,6 @@ fn no_key_is_in_an_argument_a_variable_an_answer_a_metric_a_log_or_a_file() {
     }
     assert!(has_known >= 3, "what is told, written and passed on was not searched");
     volume.delete(&scene);
-    // As it was at the beginning, without the listening socket.
-    scene.options().flags.clear();
-    scene.restart_driver();
     scene.end();
 }
 

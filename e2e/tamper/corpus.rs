@@ -256,13 +256,21 @@ fn known_attacks_on_the_header_are_refused_whatever_stock_cryptsetup_does() {
     cases.extend(attacks::swapped(&subject.backing, &other.backing, &subject.shape(), &subject.keys()));
     other.volume.delete(&scene);
     let subject = Subject { nothing: scene.listing(), ..subject };
-    let control = Stock::new(scene.broker, &subject.volume.id, &subject.backing);
-    println!("cryptsetup {}", Stock::versions().join(" and "));
+    // Whoever asks cryptsetup has to wait for it: the page is compared when everything is.
+    let control = (sample() == 1).then(|| Stock::new(scene.broker, &subject.volume.id, &subject.backing));
     let mut table = Table::new("Known attacks");
-    subject.run(&cases, 1, |case| table.add(&case.name, case.answer.words(), control.answers(&case.backing)));
+    subject.run(&cases, 1, |case| {
+        if let Some(control) = &control {
+            table.add(&case.name, case.answer.words(), control.answers(&case.backing));
+        }
+    });
+    let asked = control.is_some();
     drop(control);
     scene.end();
-    table.check();
+    if asked {
+        println!("cryptsetup {}", Stock::versions().join(" and "));
+        table.check();
+    }
 }
 
 #[test]
