@@ -55,7 +55,8 @@ impl Story {
     fn check_image(&mut self) -> Result<()> {
         let bytes = std::fs::metadata(product_image::archive()?)?.len();
         let node = &self.cluster.nodes[0];
-        let help = self.cluster.in_driver(node, "coffer --help; coffer attest --help")?;
+        let help = ["coffer --help", "coffer attest --help"].map(|command| self.cluster.in_driver(node, command));
+        let help = help.into_iter().collect::<Result<String>>()?;
         let is_for_evaluation = ["dev-kbs", "sample"].iter().any(|word| help.contains(word));
         let is_shipped = bytes < IMAGE_BYTES && help.contains("--attester") && !is_for_evaluation;
         self.check(
