@@ -58,6 +58,11 @@ pub(crate) fn in_kernel(guest: &Guest, id: &str) -> Result<Vec<String>> {
     lines(guest, &format!("{loops}; {mappers}; {MOUNTS}; true"))
 }
 
+/// Every mount of a mapper, whichever volume's.
+pub(crate) fn mounts(guest: &Guest) -> Result<Vec<String>> {
+    lines(guest, &format!("{MOUNTS}; true"))
+}
+
 /// Everything that the driver could leave on a node: files in its pools beside their marks, loops over them, mappers,
 /// what the kubelet keeps for `driver`, and mounts of mappers, on its socket's directory or with one of `names` in
 /// their lines.
