@@ -1,5 +1,6 @@
 //! Killed at every step: the driver dies before each of its calls that change anything, in every operation of a
-//! volume's life, and the next call, of a driver that was started again, finishes the work.
+//! volume's life, and the next call, of a driver that was started again, finishes the work. So does a rotation, which
+//! is a program of its own beside the driver.
 //!
 //! Lives without a kill are the measure: what the kernel and the pool hold after each step is the same in every life. A
 //! Ready volume is never formatted: no mkfs is started, the volume key stays, and what a pod has written is there.
@@ -7,6 +8,7 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
+use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::thread;
 use std::time::Duration;
@@ -18,9 +20,13 @@ use rustix::process::kill_process;
 use tonic::Code;
 use tonic::Status;
 
+use crate::broker::KEY_URI;
+use crate::broker::NEXT_KEY_URI;
 use crate::driver::Kind;
 use crate::formats;
 use crate::leaks::Listing;
+use crate::rotation;
+use crate::rotation::Rotation;
 use crate::scene::Scene;
 use crate::scene::wait_until;
 use crate::soak::Part;
@@ -36,7 +42,7 @@ const KILLS: usize = 1000;
 /// How many lives with kills each variant has in the sample.
 const SAMPLE: usize = 3;
 /// Moments of each step at which a complete soak kills, beside every call.
-const MOMENTS: usize = 8;
+const MOMENTS: usize = 4;
 /// How long the kubelet would go on with answers that say that it should.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Notes for display: a stage that was killed after the record was complete does not write them again.
@@ -48,18 +54,21 @@ const OFFSET_BYTES: u64 = 1 << 20;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Step {
     FirstStage,
+    Rotate,
     Unstage,
     Restage,
     SecondUnstage,
     Delete,
 }
 
-const LIFE: [Step; 5] = [Step::FirstStage, Step::Unstage, Step::Restage, Step::SecondUnstage, Step::Delete];
+const LIFE: [Step; 6] =
+    [Step::FirstStage, Step::Rotate, Step::Unstage, Step::Restage, Step::SecondUnstage, Step::Delete];
 
 impl Step {
     fn name(self) -> &'static str {
         match self {
             Self::FirstStage => "first stage",
+            Self::Rotate => "rotation",
             Self::Unstage => "unstage",
             Self::Restage => "restage",
             Self::SecondUnstage => "unstage after a restage",
@@ -70,6 +79,11 @@ impl Step {
     fn act(self, scene: &Scene, volume: &Volume) -> Result<(), Status> {
         match self {
             Self::FirstStage | Self::Restage => scene.driver().stage(&volume.id, volume.kind),
+            Self::Rotate => {
+                let output = rotation::rotate(scene, volume, NEXT_KEY_URI);
+                let errors = || Status::unknown(String::from_utf8_lossy(&output.stderr));
+                output.status.success().then_some(()).ok_or_else(errors)
+            }
             Self::Unstage | Self::SecondUnstage => scene.driver().unstage(&volume.id),
             Self::Delete => scene.driver().delete(&volume.id),
         }
@@ -96,6 +110,25 @@ enum Kill {
     BeforeCall(usize),
     /// This long after the operation began, wherever it is; after the answer if it is faster.
     After(Duration),
+}
+
+impl Kill {
+    /// Does `act`, in which the process `pid` is to die. Returns the tracer too, if the process has one.
+    fn strike<T>(self, pid: u32, act: impl FnOnce() -> T) -> (T, Option<Tracer>) {
+        match self {
+            Self::BeforeCall(number) => {
+                let tracer = Tracer::attach(pid, number);
+                (act(), Some(tracer))
+            }
+            Self::After(moment) => thread::scope(|scope| {
+                scope.spawn(move || {
+                    thread::sleep(moment);
+                    end(pid);
+                });
+                (act(), None)
+            }),
+        }
+    }
 }
 
 /// How a step went.
@@ -188,6 +221,11 @@ impl<'a> Life<'a> {
         match (step, &self.kept) {
             (Step::FirstStage, _) => self.kept = Some(Kept::write(&self.volume)),
             (Step::Restage, Some(kept)) => kept.must_be_in(&self.volume, &when),
+            (Step::Rotate, Some(kept)) => {
+                kept.must_be_in(&self.volume, &when);
+                let opens = [KEY_URI, NEXT_KEY_URI].map(|uri| rotation::stock_opens(self.scene, &self.volume, uri));
+                assert_eq!(opens, [false, true], "{when}: what the old and the new secret open");
+            }
             _ => {}
         }
         if step != Step::Delete {
@@ -208,28 +246,32 @@ impl<'a> Life<'a> {
         done
     }
 
-    /// Lets the driver die in `step` and starts it again. Returns how many calls were counted, and whether it died
-    /// before it could answer.
+    /// Lets the process that does `step` die, and sees to it that there is a driver. Returns how many calls were counted,
+    /// and whether the process died before its answer.
     fn strike(&mut self, step: Step, kill: Kill, when: &str) -> (usize, bool) {
-        let pid = self.scene.driver().pid();
-        let (answer, tracer) = match kill {
-            Kill::BeforeCall(number) => {
-                let tracer = Tracer::attach(pid, number);
-                (step.act(self.scene, &self.volume), Some(tracer))
-            }
-            Kill::After(moment) => thread::scope(|scope| {
-                scope.spawn(move || {
-                    thread::sleep(moment);
-                    end(pid);
-                });
-                (step.act(self.scene, &self.volume), None)
-            }),
-        };
+        if step == Step::Rotate {
+            return self.strike_rotation(kill, when);
+        }
+        let (answer, tracer) = kill.strike(self.scene.driver().pid(), || step.act(self.scene, &self.volume));
         if let Err(status) = &answer {
             wait_until(&format!("{when}: {status:?}, and the end of the driver"), || self.scene.driver_is_dead());
         }
         self.scene.restart_driver();
         (tracer.map_or(0, Tracer::calls), answer.is_err())
+    }
+
+    /// The same for a rotation. Whatever it leaves, the volume opens with it, and what was written is there.
+    fn strike_rotation(&mut self, kill: Kill, when: &str) -> (usize, bool) {
+        let mut rotation = Rotation::held(self.scene, &self.volume, NEXT_KEY_URI);
+        let ((), tracer) = kill.strike(rotation.pid(), || rotation.run());
+        let output = rotation.end();
+        let is_cut_short = output.status.signal().is_some();
+        assert!(is_cut_short || output.status.success(), "{when}: {output:?}");
+        for step in [Step::Unstage, Step::Restage] {
+            step.insist(self.scene, &self.volume).unwrap_or_else(|status| panic!("{when}, then {step:?}: {status:?}"));
+        }
+        self.kept.as_ref().expect("written after the first stage").must_be_in(&self.volume, when);
+        (tracer.map_or(0, Tracer::calls), is_cut_short)
     }
 
     /// What is left now; the same as in `measure` as soon as what ends in the background has ended.
@@ -271,6 +313,7 @@ fn kills_of(took: Duration, calls: usize, moments: Option<usize>) -> Vec<Kill> {
 fn kill_in_lives_of(variant: Variant, part: Option<Part>) {
     formats::watch();
     let mut scene = Scene::new();
+    scene.broker.offer_next();
     let mut wrong = Wrong::default();
     let measure = Life::live(&mut scene, &mut wrong, variant, [None; LIFE.len()], None);
     // None of these is reached, and the driver dies after each answer.

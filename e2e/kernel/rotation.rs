@@ -1,14 +1,16 @@
 //! A volume moves to another secret while it is written to, and what is left of the old one.
 
-mod kills;
-
 use std::collections::BTreeMap;
 use std::fs;
 use std::fs::File;
+use std::io::Read;
+use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::process::Child;
 use std::process::Command;
 use std::process::Output;
+use std::process::Stdio;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering;
@@ -38,21 +40,55 @@ fn scene() -> Scene {
     scene
 }
 
-/// `coffer volume rotate`, beside the driver; `before` is what starts it.
-fn rotate(scene: &Scene, volume: &Volume, to: &str, before: &[&str]) -> Output {
-    let mut words = before.to_vec();
-    words.extend(["coffer", "volume", "rotate", &volume.id, "--to", to, "--pool"]);
-    Command::new(words[0])
-        .args(&words[1..])
-        .arg(scene.pool())
-        .args(scene.broker.flags())
-        .output()
-        .expect("coffer starts")
+/// `coffer volume rotate` beside the driver, which begins when it is let go.
+pub(crate) struct Rotation {
+    program: Child,
+    errors: Vec<u8>,
+}
+
+impl Rotation {
+    /// Started, and waiting.
+    pub(crate) fn held(scene: &Scene, volume: &Volume, to: &str) -> Self {
+        let program = Command::new("sh")
+            .args(["-c", "read -r _; exec \"$@\"", "sh"])
+            .args(["coffer", "volume", "rotate", &volume.id, "--to", to, "--pool"])
+            .arg(scene.pool())
+            .args(scene.broker.flags())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("a shell starts");
+        Self { program, errors: Vec::new() }
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.program.id()
+    }
+
+    /// Lets it go, and returns when nothing of it runs any more.
+    pub(crate) fn run(&mut self) {
+        writeln!(self.program.stdin.take().expect("a pipe")).expect("it waits for this");
+        let mut errors = self.program.stderr.take().expect("a pipe");
+        errors.read_to_end(&mut self.errors).expect("readable");
+    }
+
+    /// How it ended, and what it said on standard error. Until then its process id belongs to nobody else.
+    pub(crate) fn end(mut self) -> Output {
+        let status = self.program.wait().expect("our child");
+        Output { status, stdout: Vec::new(), stderr: self.errors }
+    }
+}
+
+pub(crate) fn rotate(scene: &Scene, volume: &Volume, to: &str) -> Output {
+    let mut rotation = Rotation::held(scene, volume, to);
+    rotation.run();
+    rotation.end()
 }
 
 #[track_caller]
 fn rotated(scene: &Scene, volume: &Volume, to: &str) {
-    succeeded(volume, &rotate(scene, volume, to, &[]), to);
+    succeeded(volume, &rotate(scene, volume, to), to);
 }
 
 #[track_caller]
@@ -65,7 +101,7 @@ fn succeeded(volume: &Volume, output: &Output, to: &str) {
 #[track_caller]
 fn rotation_is_refused(scene: &Scene, volume: &Volume, to: &str, (reason, what): (&str, &str)) {
     let before = volume.metadata();
-    let output = rotate(scene, volume, to, &[]);
+    let output = rotate(scene, volume, to);
     let errors = String::from_utf8_lossy(&output.stderr);
     let line = errors.lines().last().unwrap_or_default();
     assert!(!output.status.success() && line.starts_with(&format!("coffer: {reason}: ")), "{reason}: {errors}");
@@ -74,7 +110,7 @@ fn rotation_is_refused(scene: &Scene, volume: &Volume, to: &str, (reason, what):
 }
 
 /// Whether stock `cryptsetup` opens the image with the passphrase derived from the secret at `uri`.
-fn stock_opens(scene: &Scene, volume: &Volume, uri: &str) -> bool {
+pub(crate) fn stock_opens(scene: &Scene, volume: &Volume, uri: &str) -> bool {
     let key = "/run/rotation-key";
     fs::write(key, scene.broker.passphrase_at(uri, &volume.id).expose()).expect("written");
     let opened = Command::new("cryptsetup")
@@ -131,7 +167,7 @@ fn move_under_writes(scene: &Scene, profile: &str) {
         let writer = scope.spawn(|| write_blocks(&file, &written, &stop));
         wait_until("a first write", || written.load(Ordering::Relaxed) > 0);
         let first = written.load(Ordering::Relaxed);
-        let output = rotate(scene, &volume, NEXT_KEY_URI, &[]);
+        let output = rotate(scene, &volume, NEXT_KEY_URI);
         let during = written.load(Ordering::Relaxed) - first;
         stop.store(true, Ordering::Relaxed);
         (output, during, writer.join().expect("the writer"))

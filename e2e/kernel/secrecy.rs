@@ -16,6 +16,8 @@ use std::process::Stdio;
 use std::time::Duration;
 use std::time::Instant;
 
+use coffer::volume::Profile;
+
 use crate::driver::HTTP;
 use crate::driver::KUBELET;
 use crate::driver::Kind;
@@ -70,7 +72,8 @@ fn keys(scene: &Scene, volume: &Volume) -> Needles {
         volume.backing().display()
     ));
     let volume_key = fs::read(key).expect("cryptsetup wrote it");
-    assert_eq!(volume_key.len(), 64, "two keys of 256 bits");
+    let profile = Profile::ALL.into_iter().find(|profile| profile.as_str() == volume.recorded("profile"));
+    assert_eq!(volume_key.len(), profile.expect("a profile").volume_key_bytes());
     shell(&format!("rm {passphrase} {key}"));
     Needles::default()
         .and("the secret", &scene.broker.secret())
@@ -101,13 +104,18 @@ fn flip(volume: &Volume) {
 
 #[test]
 fn no_key_is_in_an_argument_a_variable_an_answer_a_metric_a_log_or_a_file() {
+    Profile::ALL.into_iter().for_each(search_everywhere);
+}
+
+fn search_everywhere(profile: Profile) {
     let mut scene = Scene::new();
     scene.options().flags = ["--log", "trace"].map(str::to_owned).to_vec();
     scene.restart_driver();
     let pid = scene.driver().pid();
     let programs = "/tmp/programs";
     let strace = strace(pid, &["-v", "-s", "100000", "-e", "trace=execve", "-o", programs]);
-    let volume = Volume::create_staged(&scene, "canary", Kind::Ext4);
+    let volume = Volume::create_in(&scene, &[("profile", profile.as_str())], "canary", Kind::Ext4);
+    volume.stage(&scene);
     let keys = keys(&scene, &volume);
     let of_process = |file: &str| fs::read(format!("/proc/{pid}/{file}")).expect("the driver runs");
     let mut places = vec![

@@ -3,10 +3,13 @@
 //!
 //! A check that does not hold is counted and the story goes on as far as it can.
 
+mod canary;
 mod crash;
 mod elsewhere;
 mod end;
 mod health;
+#[path = "../kernel/secrecy/needles.rs"]
+mod needles;
 mod operator;
 mod proof;
 mod refusal;
@@ -97,7 +100,8 @@ impl Story {
         stage("5. The second node wants a key that only the first may have", || self.refuse_second_node())?;
         stage("6. The KBS is away, and comes back", || self.lose_kbs(&volume))?;
         stage("7. The node crashes", || self.crash(&volume))?;
-        stage("8. Pod and claim are deleted", || self.end(&volume))
+        stage("8. The keys are searched for, in etcd and in every log", || self.hunt(&volume))?;
+        stage("9. Pod and claim are deleted", || self.end(&volume))
     }
 
     /// The node that the volume is on.

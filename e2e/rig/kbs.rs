@@ -9,6 +9,9 @@ use std::process::Command;
 
 use anyhow::Context as _;
 use anyhow::Result;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use coffer::volume::SecretBytes;
 
 use crate::machine::HOST_IN_GUEST;
 use crate::process::Daemon;
@@ -70,6 +73,14 @@ impl Kbs {
         let mut command = Command::new(&self.coffer);
         command.arg("dev-kbs").arg("--state").arg(&self.state).args(arguments);
         Ok(read(&mut command)?.trim().to_owned())
+    }
+
+    /// The secret at `uri`, as it is stored.
+    pub(crate) fn secret(&self, uri: &str) -> Result<SecretBytes> {
+        let secrets: serde_json::Value = serde_json::from_slice(&fs::read(self.state.join("secrets.json"))?)?;
+        let path = uri.trim_start_matches("kbs:///");
+        let text = secrets[path].as_str().with_context(|| format!("no secret is stored at {uri}"))?;
+        Ok(SecretBytes::new(STANDARD.decode(text)?.into()))
     }
 
     /// Every release of a secret so far, one line each.

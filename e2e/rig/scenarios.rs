@@ -6,6 +6,7 @@
 mod claims;
 mod counter;
 mod crashes;
+mod integrity;
 mod outages;
 mod pods;
 mod releases;
@@ -48,8 +49,15 @@ impl Scenario {
 }
 
 /// Every scenario; those that take a node away come last.
-const AREAS: [&[Scenario]; 6] =
-    [pods::SCENARIOS, claims::SCENARIOS, space::SCENARIOS, releases::SCENARIOS, crashes::SCENARIOS, outages::SCENARIOS];
+const AREAS: [&[Scenario]; 7] = [
+    pods::SCENARIOS,
+    claims::SCENARIOS,
+    space::SCENARIOS,
+    integrity::SCENARIOS,
+    releases::SCENARIOS,
+    crashes::SCENARIOS,
+    outages::SCENARIOS,
+];
 
 /// Runs the scenarios whose names contain a word of `filter` in a fresh cluster in `run`; without words all of them.
 pub(crate) fn test(run: &Path, filter: &str, fate: Fate) -> Result<()> {
@@ -97,6 +105,7 @@ pub(crate) fn values() -> serde_json::Value {
             class("xfs", json!({ "fsType": "xfs" })),
             class("noatime", json!({ "mountOptions": ["noatime"] })),
             class("suid", json!({ "mountOptions": ["suid"] })),
+            class("tags", json!({ "profile": "aead-1" })),
             class("first-only", json!({ "keyUri": ONLY_FIRST_URI })),
         ],
     })

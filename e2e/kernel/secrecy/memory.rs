@@ -5,6 +5,8 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::thread;
 
+use coffer::volume::Profile;
+
 use super::detach;
 use super::flip;
 use super::keys;
@@ -112,8 +114,10 @@ fn no_key_is_in_the_memory_of_the_idle_driver() {
     let mark = Needles::default().and("the mark", MARK.as_bytes());
     let marked = search(pid, &mark);
     assert!(marked.iter().any(|find| find.mapping.contains("[heap]")), "what is there is not found: {marked:?}");
-    for kind in [Kind::Ext4, Kind::Block] {
-        let volume = Volume::create_staged(&scene, &format!("idle-{kind:?}"), kind);
+    for (profile, kind) in [(Profile::Xts1, Kind::Ext4), (Profile::Aead1, Kind::Ext4), (Profile::Xts1, Kind::Block)] {
+        let name = format!("idle-{}-{kind:?}", profile.as_str());
+        let volume = Volume::create_in(&scene, &[("profile", profile.as_str())], &name, kind);
+        volume.stage(&scene);
         let keys = keys(&scene, &volume);
         is_clean(pid, &keys, "formatted and staged");
         volume.unstage(&scene);

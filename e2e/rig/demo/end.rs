@@ -1,4 +1,4 @@
-//! Chapter 8: what is deleted leaves nothing on the node.
+//! Chapter 9: what is deleted leaves nothing on the node.
 
 use anyhow::Result;
 
