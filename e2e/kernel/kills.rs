@@ -37,9 +37,15 @@ use crate::tracer::Tracer;
 use crate::volume::Volume;
 use crate::volume::needle;
 
-/// In XFS, whose calls are those of ext4 and whose lives are the longest, a complete soak kills before each call of this
-/// many; elsewhere before each one.
-const EVERY_OF_XFS: usize = 4;
+/// A complete soak kills a volume with ext4 before each call, and the other kinds, whose calls are nearly the same and
+/// whose lives are longer, before each one of so many.
+const fn every(kind: Kind) -> usize {
+    match kind {
+        Kind::Ext4 => 1,
+        Kind::Block => 2,
+        Kind::Xfs => 4,
+    }
+}
 /// How many lives with kills each variant has in the sample.
 const SAMPLE: usize = 3;
 /// Moments of each step at which a complete soak kills, beside every call.
@@ -321,7 +327,7 @@ fn kill_in_lives_of(variant: Variant, part: Option<Part>) {
     // None of these is reached, and the driver dies after each answer.
     let never = [Some(Kill::BeforeCall(usize::MAX)); LIFE.len()];
     let counted = Life::live(&mut scene, &mut wrong, variant, never, Some(&measure));
-    let every = part.map(|_| if variant.1 == Kind::Xfs { EVERY_OF_XFS } else { 1 });
+    let every = part.map(|_| every(variant.1));
     // The first life of a scene is slow, because much is done for the first time; a tracer makes the second one slow.
     let steps = measure.iter().zip(&counted);
     let kills: Vec<_> = steps.map(|(step, other)| kills_of(step.took.min(other.took), other.calls, every)).collect();

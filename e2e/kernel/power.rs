@@ -28,7 +28,7 @@ use log::Log;
 /// How many copies of each profile's disk a complete soak has under load, and in how many parts.
 const COPIES: usize = 200;
 /// As many as this are made of moments in the first stages, for each one under load.
-const FIRST_STAGE_SHARE: f64 = 0.2;
+const FIRST_STAGE_SHARE: f64 = 0.1;
 /// What the second disk is divided into, in MiB: the pool, a copy of it, what is written to the copy, the log.
 const PIECES: [(&str, u64); 4] = [("pool", 1024), ("copy", 1024), ("changes", 512), ("log", 5000)];
 /// The device that is logged.

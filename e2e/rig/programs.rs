@@ -58,9 +58,9 @@ impl Programs {
         Ok(self)
     }
 
-    /// Adds a program that was built elsewhere, under its own file name.
+    /// Adds a file that was made elsewhere, under its own name.
     pub(crate) fn with(mut self, program: &Path) -> Result<Self> {
-        let name = program.file_name().context("a program has a name")?.to_string_lossy().into_owned();
+        let name = program.file_name().context("a file has a name")?.to_string_lossy().into_owned();
         self.programs.push((name, program.to_owned()));
         Ok(self)
     }

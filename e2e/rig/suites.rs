@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::Write;
 use std::path::Path;
+use std::path::PathBuf;
 
 use anyhow::Result;
 
@@ -62,7 +63,7 @@ pub(crate) fn sandboxed(build: impl Fn() -> Result<Programs>) -> Result<Programs
 
 /// The kernel tests whose names contain one of the words of `filter` and none of `skip`; with `soak` also what is long.
 pub(crate) fn kernel(run: &Path, filter: &str, skip: &[String], soak: bool) -> Result<()> {
-    let programs = sandboxed(|| Programs::product()?.with_test("kernel")?.with_older_cryptsetup())?;
+    let programs = sandboxed(|| Programs::product()?.with_test("kernel")?.with_older_cryptsetup()?.with(&tampering()))?;
     let (mut machine, guest) = boot(run, &programs, Fate::WithRig)?;
     let soak = if soak { "COFFER_SOAK=1 " } else { "" };
     let mut count = Count::default();
@@ -83,6 +84,12 @@ pub(crate) fn kernel(run: &Path, filter: &str, skip: &[String], soak: bool) -> R
         status = status.and_then(|suite| stage("Cut the power", halves).map(|halves| suite.max(halves)));
     }
     finish(&machine, count, status)
+}
+
+/// The page that says what a changed disk comes to. It is shared and not compiled in, so that what takes hours is not due
+/// again when the page says it.
+fn tampering() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/tampering.md")
 }
 
 /// csi-sanity in a fresh node, alone and as a node of a cluster; its own cases are what is counted.

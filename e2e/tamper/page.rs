@@ -1,14 +1,18 @@
-//! `docs/tampering.md` has a row for each known attack. What the page says is compared with what happens, and what happens
-//! is written to the node's logs, where a page that is to be changed gets its rows from.
+//! `docs/tampering.md` has a row for each known attack, and of the rest how many. What the page says is compared with what
+//! happens, and what happens is written to the node's logs, where a page that is to be changed gets its rows from.
 
 use std::fs;
 
-/// The page, as the tests were built with it.
-const PAGE: &str = include_str!("../../docs/tampering.md");
+/// The page, as the rig shares it.
+const PAGE: &str = "/share/bin/tampering.md";
+/// What the head of a table begins with.
+const HEAD: &str = "| Change |";
 
 /// The rows of one table, as they were seen.
 pub(super) struct Table {
     heading: &'static str,
+    /// Whether the page has the rows, and not only how many there are.
+    is_on_page: bool,
     rows: Vec<String>,
     /// How many cases each of those who were asked has opened.
     opened: [usize; 3],
@@ -17,7 +21,12 @@ pub(super) struct Table {
 impl Table {
     /// The table below `heading`.
     pub(super) fn new(heading: &'static str) -> Self {
-        Self { heading, rows: Vec::new(), opened: [0; 3] }
+        Self { heading, is_on_page: true, rows: Vec::new(), opened: [0; 3] }
+    }
+
+    /// One of which the page has, below `heading`, the sum.
+    pub(super) fn summed(heading: &'static str) -> Self {
+        Self { is_on_page: false, ..Self::new(heading) }
     }
 
     /// Adds the answers of the driver and of both versions of cryptsetup.
@@ -33,13 +42,15 @@ impl Table {
     #[track_caller]
     pub(super) fn check(self) {
         let [ours, older, newer] = self.opened;
-        let count = format!("Of {} changes Coffer opens {ours}, cryptsetup {older} and {newer}.", self.rows.len());
-        let seen = [self.rows, vec![count]].concat();
-        fs::write("/log/tampering.md", seen.join("\n") + "\n").expect("the logs can be written");
-        let part = PAGE.split("\n## ").find(|part| part.starts_with(self.heading)).expect("the page has this part");
-        // Below the head of the table.
-        let said = part.lines().filter(|line| line.starts_with("| ") || line.starts_with("Of ")).skip(1);
-        let said: Vec<_> = said.collect();
+        let sum = format!("Of {} changes Coffer opens {ours}, cryptsetup {older} and {newer}.", self.rows.len());
+        let log = format!("/log/tampering-{}.md", self.heading.to_lowercase().replace(' ', "-"));
+        fs::write(log, format!("{}\n\n{sum}\n", self.rows.join("\n"))).expect("the logs can be written");
+        let mut seen = if self.is_on_page { self.rows } else { Vec::new() };
+        seen.push(sum);
+        let page = fs::read_to_string(PAGE).expect("the rig shares the page");
+        let part = page.split("\n## ").find(|part| part.starts_with(self.heading)).expect("the page has this part");
+        let says = |line: &&str| (line.starts_with("| ") && !line.starts_with(HEAD)) || line.starts_with("Of ");
+        let said: Vec<_> = part.lines().filter(says).collect();
         let unsaid: Vec<_> = seen.iter().filter(|line| !said.contains(&line.as_str())).collect();
         let unseen: Vec<_> = said.iter().filter(|line| !seen.iter().any(|seen| seen == *line)).collect();
         assert!(unsaid.is_empty() && unseen.is_empty(), "seen, not on the page: {unsaid:#?}\nnot seen: {unseen:#?}");
