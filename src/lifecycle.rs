@@ -27,7 +27,6 @@ use std::time::Instant;
 
 use tokio::runtime::Handle;
 use tokio::sync::broadcast;
-use tokio::sync::oneshot;
 
 use crate::cluster::Witness;
 use crate::device::Kernel;
@@ -255,22 +254,22 @@ impl Lifecycle {
         .await
     }
 
-    /// Runs `work` on a thread that ends with it.
+    /// Runs `work` on a thread that ends with it, and returns when that has ended.
     async fn blocking<T: Send + 'static>(&self, work: impl FnOnce(&Host) -> Result<T> + Send + 'static) -> Result<T> {
         let host = Arc::clone(&self.host);
         let (span, runtime) = (tracing::Span::current(), Handle::current());
-        let (sender, outcome) = oneshot::channel();
         let operation = move || {
             let _runtime = runtime.enter();
-            let outcome = span.in_scope(|| work(&host)).inspect_err(|error| host.metrics.found(error.reason()));
-            // A caller that has gone away is not told.
-            let _ = sender.send(outcome);
+            span.in_scope(|| work(&host)).inspect_err(|error| host.metrics.found(error.reason()))
         };
-        std::thread::Builder::new()
+        let thread = std::thread::Builder::new()
             .name("operation".to_owned())
             .spawn(operation)
             .map_err(|error| Error::new(Reason::Internal, "no thread for the operation").caused_by(error))?;
-        outcome.await.unwrap_or_else(|_| {
+        // Also where the caller has gone away the runtime waits for this before it ends. A process that ends earlier takes
+        // from OpenSSL what the end of a thread still uses, and crashes.
+        let outcome = tokio::task::spawn_blocking(|| thread.join()).await;
+        outcome.ok().and_then(std::thread::Result::ok).unwrap_or_else(|| {
             Err(Error::new(Reason::Internal, "the operation ended abnormally; see the driver's log"))
         })
     }

@@ -88,7 +88,8 @@ impl Step {
             Self::FirstStage | Self::Restage => scene.driver().stage(&volume.id, volume.kind),
             Self::Rotate => {
                 let output = rotation::rotate(scene, volume, NEXT_KEY_URI);
-                let errors = || Status::unknown(String::from_utf8_lossy(&output.stderr));
+                let errors =
+                    || Status::unknown(format!("{}: {}", output.status, String::from_utf8_lossy(&output.stderr)));
                 output.status.success().then_some(()).ok_or_else(errors)
             }
             Self::Unstage | Self::SecondUnstage => scene.driver().unstage(&volume.id),

@@ -2,6 +2,7 @@
 
 mod init;
 mod integrity;
+mod threads;
 
 use std::path::PathBuf;
 use std::sync::Arc;
