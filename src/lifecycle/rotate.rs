@@ -38,6 +38,7 @@ use crate::volume::KeyUri;
 use crate::volume::Reason;
 use crate::volume::Result;
 use crate::volume::VolumeId;
+use crate::volume::wiping_the_stack;
 
 /// A rotation on its way.
 struct Rotation<'a> {
@@ -87,7 +88,7 @@ impl Host {
                 return Err(Error::new(Reason::OperationPending, message));
             }
             State::Ready => {
-                Rotation::new(self, record, to)?.run()?;
+                wiping_the_stack(|| Rotation::new(self, record, to)?.run())?;
                 self.pools.of(id).note_release(id, self.keys.attester());
             }
         }

@@ -12,7 +12,9 @@ use super::flip;
 use super::keys;
 use super::needles::Needles;
 use super::strace;
+use crate::broker::NEXT_KEY_URI;
 use crate::driver::Kind;
+use crate::rotation::Rotation;
 use crate::scene::Scene;
 use crate::scene::wait_until;
 use crate::volume::Volume;
@@ -134,6 +136,25 @@ fn no_key_is_in_the_memory_of_the_idle_driver() {
     scene.end();
 }
 
+/// Lets `work` bring the process `pid` to its system call `name`, and expects the keys then to be there, in protected memory
+/// only.
+#[track_caller]
+fn are_protected_at((name, number): (&str, i64), pid: u32, keys: &Needles, work: impl FnOnce() + Send) {
+    let (trace, delay) = (format!("trace={name}"), format!("inject={name}:delay_enter=600000000"));
+    let strace = strace(pid, &["-e", &trace, "-e", &delay, "-o", "/tmp/delayed"]);
+    let finds = thread::scope(|scope| {
+        let work = scope.spawn(work);
+        wait_until(name, || is_in_system_call(pid, number) || work.is_finished());
+        let finds = search(pid, keys);
+        detach(strace);
+        work.join().expect("done");
+        finds
+    });
+    assert!(finds.iter().any(|find| find.what.contains("passphrase")), "it was over already: {finds:?}");
+    let exposed: Vec<_> = finds.iter().filter(|find| !find.is_protected()).collect();
+    assert!(exposed.is_empty(), "{exposed:#?}");
+}
+
 #[test]
 fn the_keys_of_a_stage_that_runs_are_in_locked_memory_only() {
     let scene = Scene::new();
@@ -142,20 +163,24 @@ fn the_keys_of_a_stage_that_runs_are_in_locked_memory_only() {
     let keys = keys(&scene, &volume);
     volume.unstage(&scene);
     // The mount is the last step, and the keys live until it is done.
-    let delay = "inject=mount:delay_enter=600000000";
-    let strace = strace(pid, &["-e", "trace=mount", "-e", delay, "-o", "/tmp/mount"]);
-    let finds = thread::scope(|scope| {
-        let staging = scope.spawn(|| volume.stage(&scene));
-        wait_until("the mount", || is_in_system_call(pid, libc::SYS_mount) || staging.is_finished());
-        let finds = search(pid, &keys);
-        detach(strace);
-        staging.join().expect("staged");
-        finds
-    });
-    assert!(finds.iter().any(|find| find.what.contains("passphrase")), "the stage was over already: {finds:?}");
-    let exposed: Vec<_> = finds.iter().filter(|find| !find.is_protected()).collect();
-    assert!(exposed.is_empty(), "{exposed:#?}");
+    are_protected_at(("mount", libc::SYS_mount), pid, &keys, || volume.stage(&scene));
     is_clean(pid, &keys, "staged");
+    volume.unstage(&scene);
+    volume.delete(&scene);
+    scene.end();
+}
+
+#[test]
+fn the_keys_of_a_rotation_that_runs_are_in_locked_memory_only() {
+    let scene = Scene::new();
+    scene.broker.offer_next();
+    let volume = Volume::create_staged(&scene, "moved", Kind::Ext4);
+    let keys = keys(&scene, &volume);
+    let mut rotation = Rotation::held(&scene, &volume, NEXT_KEY_URI);
+    // The first record that is replaced announces a header that both secrets open.
+    are_protected_at(("rename", libc::SYS_rename), rotation.pid(), &keys, || rotation.run());
+    let output = rotation.end();
+    assert!(output.status.success(), "{output:?}");
     volume.unstage(&scene);
     volume.delete(&scene);
     scene.end();
