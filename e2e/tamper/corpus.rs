@@ -295,7 +295,7 @@ fn a_changed_member_of_the_headers_json_is_refused() {
     let subject = Subject::new(&scene, "volume");
     let mut cases = document::texts(&subject.header());
     cases.extend(document::members(&subject.header()));
-    compare(subject, &cases, sample(), Table::summed("Members of the header's JSON"));
+    compare(subject, &cases, sample(), Table::summed("Members of the JSON"));
     scene.end();
 }
 
