@@ -30,7 +30,7 @@ impl Story {
         }
         for (what, bytes) in [("etcd, Events included", stored), ("the containers' logs of both nodes", logged)] {
             let sees = known.found_in(&bytes).next().is_some();
-            self.check(&format!("in {} MiB of {what}: the volume's id", bytes.len() >> 20), sees);
+            self.check(&format!("in {} KiB of {what}: the volume's id", bytes.len() >> 10), sees);
             let found: Vec<_> = keys.found_in(&bytes).map(|(what, _)| what).collect();
             self.check(&format!("and no secret, derived key or volume key{}", found.join(", ")), found.is_empty());
         }
