@@ -134,8 +134,8 @@ sanity: build
 test: lint build
 	$(RIG) all
 
-# The driver killed before every call that changes anything, a thousand times and more, on two nodes at once. Parts that
-# have passed are not run again until the programs change; T=kills-3-of names one.
+# The driver killed before calls that change anything, with ext4 before every one, a thousand times and more, on two nodes
+# at once. Parts that have passed are not run again until the programs change; T=kills-3-of names one.
 kills: build
 	$(RIG) --run .rig/soak soak kills '$(T)'
 

@@ -6,6 +6,9 @@ use serde_json::json;
 /// Ends with status 0 as soon as it is told to.
 const RUN_FOREVER: &str = "trap 'exit 0' TERM; sleep infinity & wait";
 
+/// Where a pod finds its raw device.
+pub(crate) const DEVICE: &str = "/dev/secret";
+
 /// A claim of `size` in the chart's own class.
 pub(crate) fn claim(name: &str, size: &str) -> Value {
     json!({
@@ -21,6 +24,21 @@ pub(crate) fn claim(name: &str, size: &str) -> Value {
 pub(crate) fn of_class(class: &str, mut claim: Value) -> Value {
     claim["spec"]["storageClassName"] = json!(class);
     claim
+}
+
+/// `claim`, for a raw device.
+pub(crate) fn raw(mut claim: Value) -> Value {
+    claim["spec"]["volumeMode"] = json!("Block");
+    claim
+}
+
+/// A pod that runs until it is told to end, with the raw device of `claim` at [`DEVICE`].
+pub(crate) fn device_pod(name: &str, claim: &str) -> Value {
+    let mut pod = pod(name, &[claim]);
+    let container = &mut pod["spec"]["containers"][0];
+    container["volumeMounts"] = json!([]);
+    container["volumeDevices"] = json!([{ "name": claim, "devicePath": DEVICE }]);
+    pod
 }
 
 /// A pod that runs until it is told to end, with the volumes of `claims` below `/` under the claims' names.

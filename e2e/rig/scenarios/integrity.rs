@@ -3,14 +3,15 @@
 use anyhow::Context as _;
 use anyhow::Result;
 use serde_json::Value;
-use serde_json::json;
 
 use super::Scenario;
 use super::scene::DEADLINE;
 use super::scene::Scene;
+use crate::objects::DEVICE;
 use crate::objects::claim;
+use crate::objects::device_pod;
 use crate::objects::of_class;
-use crate::objects::pod;
+use crate::objects::raw;
 use crate::traces::POOL;
 use crate::wait;
 
@@ -21,15 +22,10 @@ pub(super) const SCENARIOS: &[Scenario] =
 
 /// A raw device, of which every sector has its tag from the beginning.
 fn changed(scene: &mut Scene) -> Result<()> {
-    let mut device = of_class("tags", claim("device", "64Mi"));
-    device["spec"]["volumeMode"] = json!("Block");
-    let mut user = pod("user", &["device"]);
-    let container = &mut user["spec"]["containers"][0];
-    container["volumeMounts"] = json!([]);
-    container["volumeDevices"] = json!([{ "name": "device", "devicePath": "/dev/secret" }]);
-    scene.apply(&[device, user])?;
+    let device = raw(of_class("tags", claim("device", "64Mi")));
+    scene.apply(&[device, device_pod("user", "device")])?;
     scene.ready("user")?;
-    let read = "cat /dev/secret >/dev/null && echo whole";
+    let read = &format!("cat {DEVICE} >/dev/null && echo whole");
     anyhow::ensure!(scene.exec("user", read)? == "whole", "an untouched device is read to its end");
     let volume = scene.volume("device")?;
     let guest = &scene.home(&volume).guest;

@@ -5,9 +5,12 @@ use serde_json::json;
 
 use super::Scenario;
 use super::scene::Scene;
+use crate::objects::DEVICE;
 use crate::objects::claim;
+use crate::objects::device_pod;
 use crate::objects::of_class;
 use crate::objects::pod;
+use crate::objects::raw;
 
 pub(super) const SCENARIOS: &[Scenario] = &[
     Scenario { name: "generic_ephemeral", run: ephemeral, warnings: &["FailedScheduling"] },
@@ -30,26 +33,18 @@ fn moves(scene: &mut Scene) -> Result<()> {
 }
 
 fn raw_block(scene: &mut Scene) -> Result<()> {
-    let mut device = claim("device", "64Mi");
-    device["spec"]["volumeMode"] = json!("Block");
-    let user = |name: &str| {
-        let mut pod = pod(name, &["device"]);
-        let container = &mut pod["spec"]["containers"][0];
-        container["volumeMounts"] = json!([]);
-        container["volumeDevices"] = json!([{ "name": "device", "devicePath": "/dev/secret" }]);
-        pod
-    };
-    scene.apply(&[device, user("first")])?;
+    scene.apply(&[raw(claim("device", "64Mi")), device_pod("first", "device")])?;
     scene.ready("first")?;
-    let write = "dd if=/dev/urandom of=/dev/secret bs=1M count=4 conv=fsync 2>/dev/null; head -c 4194304 /dev/secret | sha256sum";
-    let digest = scene.exec("first", write)?;
-    let bytes = scene.exec("first", "blockdev --getsize64 /dev/secret")?;
+    let digest = format!("head -c 4194304 {DEVICE} | sha256sum");
+    let write = format!("dd if=/dev/urandom of={DEVICE} bs=1M count=4 conv=fsync 2>/dev/null");
+    let written = scene.exec("first", &format!("{write}; {digest}"))?;
+    let bytes = scene.exec("first", &format!("blockdev --getsize64 {DEVICE}"))?;
     anyhow::ensure!(bytes == (64 << 20).to_string(), "a claim of 64Mi is a device of {bytes} bytes");
     scene.delete("pod", "first")?;
-    scene.apply(&[user("second")])?;
+    scene.apply(&[device_pod("second", "device")])?;
     scene.ready("second")?;
-    let found = scene.exec("second", "head -c 4194304 /dev/secret | sha256sum")?;
-    anyhow::ensure!(found == digest, "another pod reads other bytes");
+    let found = scene.exec("second", &digest)?;
+    anyhow::ensure!(found == written, "another pod reads other bytes");
     Ok(())
 }
 
