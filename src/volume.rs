@@ -184,13 +184,16 @@ impl VolumeSpec {
     /// Why `asked` cannot have the volume that exists as `self` says.
     #[must_use]
     pub fn conflict(&self, asked: &Self) -> Error {
-        let shown = |spec: &Self| {
-            let (profile, init) = (spec.profile.as_str(), spec.init.as_str());
-            format!("{} bytes, {}, {profile}, init {init}, pool {}", spec.payload_bytes, spec.content, spec.pool)
-        };
         let message =
-            format!("volume {} exists with {}; this request asks for {}", self.name, shown(self), shown(asked));
+            format!("volume {} exists with {}; this request asks for {}", self.name, self.outline(), asked.outline());
         Error::new(Reason::AlreadyExists, message)
+    }
+
+    /// What [`Self::is_same_as`] compares beside the name, for messages.
+    #[must_use]
+    pub fn outline(&self) -> String {
+        let (profile, init) = (self.profile.as_str(), self.init.as_str());
+        format!("{} bytes, {}, {profile}, init {init}, pool {}", self.payload_bytes, self.content, self.pool)
     }
 }
 

@@ -1,10 +1,11 @@
-//! The second witness that a volume was ever formatted. The node's own record is the first; whoever holds the disk can
-//! put an old one back.
+//! The second witness of what a volume shall be, and that it was ever formatted. The node's own record is the first; it
+//! carries no MAC until the volume is Ready, and whoever holds the disk can change it, or put an old one back.
 
 use std::time::Duration;
 
 use kube::Api;
 use kube::Client;
+use kube::ResourceExt as _;
 use kube::api::Patch;
 use kube::api::PatchParams;
 use serde_json::json;
@@ -14,6 +15,7 @@ use crate::volume::Error;
 use crate::volume::Reason;
 use crate::volume::Result;
 use crate::volume::VolumeId;
+use crate::volume::VolumeSpec;
 
 /// How long the API server may take for one answer.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -29,15 +31,25 @@ impl Witness {
         Self(Api::all(client))
     }
 
-    /// Permits the format of a volume that was never Ready.
+    /// Permits the format of a volume that was never Ready and is what its record says, `recorded`.
     ///
     /// # Errors
-    /// `PermitRevoked` if it was, or if the cluster does not know it; `WitnessUnreachable` if that cannot be told now.
-    pub async fn permit(&self, id: &VolumeId) -> Result<()> {
+    /// `PermitRevoked` if it was Ready, or if the cluster does not know it; `RecordTampered` if it shall be something else;
+    /// `OperationPending` if its secret shall be elsewhere; `WitnessUnreachable` if that cannot be told now.
+    pub async fn permit(&self, id: &VolumeId, recorded: &VolumeSpec) -> Result<()> {
         let volume = in_time(self.0.get_opt(id.as_str())).await?;
         let revoked = |why: &str| Err(Error::new(Reason::PermitRevoked, format!("{why}; nothing was written")));
         match volume {
-            Some(volume) if !volume.was_ever_ready() => Ok(()),
+            Some(volume) if !volume.was_ever_ready() => {
+                agree(&volume, recorded)?;
+                if volume.spec.key_uri == recorded.key_uri {
+                    return Ok(());
+                }
+                let (asked, found) = (&volume.spec.key_uri, &recorded.key_uri);
+                let message =
+                    format!("its encvol names the secret at {asked}, its record {found}; it is moved there first");
+                Err(Error::new(Reason::OperationPending, message))
+            }
             Some(_) => revoked(&format!(
                 "the cluster has seen volume {id} Ready, but its record says that it was never formatted: an old copy of \
                  the pool was put back; restore a newer one"
@@ -46,20 +58,37 @@ impl Witness {
         }
     }
 
-    /// Makes known that the volume is Ready. From then on no node formats it.
+    /// Makes known that the volume is Ready, as its record says, `recorded`. From then on no node formats it.
     ///
     /// # Errors
-    /// `PermitRevoked` if the cluster does not know the volume; `WitnessUnreachable` if it cannot be told now.
-    pub async fn confirm(&self, id: &VolumeId) -> Result<()> {
+    /// `PermitRevoked` if the cluster does not know the volume; `RecordTampered` if it shall be something else;
+    /// `WitnessUnreachable` if it cannot be told now.
+    pub async fn confirm(&self, id: &VolumeId, recorded: &VolumeSpec) -> Result<()> {
         let patch = Patch::Merge(json!({"status": {"everReady": true}}));
         let parameters = PatchParams::default();
         match in_time(self.0.patch_status(id.as_str(), &parameters, &patch)).await {
             Err(error) if error.reason() == Reason::VolumeNotFound => {
                 Err(Error::new(Reason::PermitRevoked, format!("the cluster has no encvol {id} to make Ready")))
             }
-            outcome => outcome.map(drop),
+            outcome => agree(&outcome?, recorded),
         }
     }
+}
+
+/// Refuses a record that says anything else of a volume than its resource, but for where it is and who claims it, which
+/// change nothing about it, and for where its secret is, which may be about to move.
+fn agree(volume: &EncryptedVolume, recorded: &VolumeSpec) -> Result<()> {
+    let asked = volume.volume()?.spec;
+    if asked.is_same_as(&VolumeSpec { pool: asked.pool.clone(), ..recorded.clone() }) {
+        return Ok(());
+    }
+    let message = format!(
+        "the record of {} was changed: its encvol says {}, the record {}; restore it from a copy",
+        volume.name_any(),
+        asked.outline(),
+        recorded.outline()
+    );
+    Err(Error::new(Reason::RecordTampered, message))
 }
 
 async fn in_time<T>(call: impl Future<Output = kube::Result<T>>) -> Result<T> {

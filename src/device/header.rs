@@ -63,6 +63,8 @@ pub struct Verified {
     pub frozen: Frozen,
     /// SHA-256 of the text that the seal authenticates.
     pub digest: [u8; 32],
+    /// Whether it is in both places: a cut may have left another header, or none, in one of them.
+    pub is_twofold: bool,
 }
 
 /// One copy that has a valid checksum and is what the profile demands.
@@ -107,7 +109,7 @@ impl Image {
     }
 
     /// Puts this header in the place of `before`, from which it was made and whose volume may be open: key areas that
-    /// `before` does not have, then the copies. At any cut one of the two can be opened.
+    /// `before` does not have, then the copies. `before` must be in both places: then at any cut one of the two can be opened.
     ///
     /// # Errors
     /// As [`Self::write`].
@@ -134,7 +136,12 @@ impl Image {
         Ok(self.newest(shape)?.keyslots.into_iter().map(|(_, area)| area).collect())
     }
 
-    fn write_copies(&self, attached: &Attached) -> Result<()> {
+    /// Writes the header, and no key areas: the secondary copy, then the primary one. A header that is in one place already
+    /// is never only half there.
+    ///
+    /// # Errors
+    /// As [`Self::write`].
+    pub fn write_copies(&self, attached: &Attached) -> Result<()> {
         self.write_ranges(attached, [Place::Secondary.range(), Place::Primary.range()])
     }
 
@@ -168,12 +175,14 @@ impl Image {
         match judged {
             [Err(primary), Err(secondary)] => Err(self.refusal(shape, [primary, secondary])),
             judged => {
+                let is_twofold = matches!(&judged, [Ok((_, primary)), Ok((_, secondary))] if primary == secondary);
                 let (winner, text) = judged
                     .into_iter()
                     .flatten()
                     .max_by_key(|(candidate, _)| candidate.seqid)
                     .expect("the other arm took the case without one");
-                Ok(Verified { frozen: self.freeze(&winner, false)?, digest: Sha256::digest(&text).into() })
+                let frozen = self.freeze(&winner, false)?;
+                Ok(Verified { frozen, digest: Sha256::digest(&text).into(), is_twofold })
             }
         }
     }
@@ -409,7 +418,10 @@ impl Frozen {
     }
 
     /// What is in the file.
-    pub(super) fn image(&self) -> Result<Image> {
+    ///
+    /// # Errors
+    /// `Internal` if it cannot be read.
+    pub fn image(&self) -> Result<Image> {
         let failed =
             |error| Error::new(Reason::Internal, "the memory file of a header cannot be read").caused_by(error);
         File::open(self.path()).and_then(|file| Image::from_file(&file)).map_err(failed)

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::path::Path;
 
 use super::Host;
+use crate::device::backing;
 use crate::device::backing::Attached;
 use crate::device::crypt;
 use crate::device::header::Image;
@@ -11,7 +12,6 @@ use crate::provision::BadSectors;
 use crate::provision::Refusal;
 use crate::record::Record;
 use crate::record::State;
-use crate::volume::Error;
 use crate::volume::HealthEntry;
 use crate::volume::HealthStatus;
 use crate::volume::Reason;
@@ -60,6 +60,13 @@ impl Host {
                 let error = crypt::check_tags(&shape, &backing, false).err()?;
                 Some((error.reason(), error.message().to_owned()))
             }
+            // A rotation may have replaced both between the two reads.
+            Ok(_)
+                if let Ok(now) = self.pools.get(&record.id)
+                    && now != *record =>
+            {
+                self.header_loss(&now)
+            }
             Ok(_) => {
                 let text = "no copy of the header on the backing is the one that was sealed";
                 Some((Reason::HeaderTampered, text.to_owned()))
@@ -70,10 +77,8 @@ impl Host {
 }
 
 fn read_header(backing: &Path) -> Result<(u64, Attached, Image)> {
-    let missing = |error| Error::new(Reason::DeviceMissing, "the backing is gone").caused_by(error);
-    let device = File::open(backing).map_err(missing)?;
-    let length = device.metadata().map_err(missing)?.len();
+    let (device, found) = backing::open(backing, File::options().read(true))?;
     let backing = Attached { device, path: backing.to_owned() };
     let image = Image::read(&backing)?;
-    Ok((length, backing, image))
+    Ok((found.len(), backing, image))
 }

@@ -7,6 +7,9 @@
 //! S1, and S0 still there H1                     H2: H1 was replaced     settle   writes H2, noise over a, the record
 //! S1                     H2: slot b, seal 1     –
 //! ```
+//! A cut may leave one header in one place and another in the other. Of these two the one that is gone on from is mended
+//! first, into both places: whoever replaces a header needs two copies of it.
+//!
 //! Each step is one replacement of the record, which names every header that may be on the disk then, and is
 //! authenticated under the secret that it names first. So wherever a rotation is cut, a stage opens the volume with the
 //! record's secret, and the next rotation goes on from what record and disk say:
@@ -22,7 +25,10 @@
 //! that the record does not know. Nothing has changed then. A copy of the old header stays a way in for whoever has that
 //! copy and the old secret: the data was not encrypted anew.
 
+use tokio::runtime::Handle;
+
 use super::Host;
+use crate::cluster::Witness;
 use crate::device::Shape;
 use crate::device::backing::Attached;
 use crate::device::crypt;
@@ -38,6 +44,7 @@ use crate::volume::KeyUri;
 use crate::volume::Reason;
 use crate::volume::Result;
 use crate::volume::VolumeId;
+use crate::volume::VolumeSpec;
 use crate::volume::wiping_the_stack;
 
 /// A rotation on its way.
@@ -56,12 +63,13 @@ struct Rotation<'a> {
 /// What takes a rotation further; see the table above.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Step {
+    Mend,
     Admit,
     Promote,
     Settle,
 }
 
-/// The step of a volume whose record names the wanted secret (`is_there`), a second one (`is_rotating`), and whose
+/// The step of a volume that has one header in both places, whose record names the wanted secret (`is_there`), a second one (`is_rotating`), and whose
 /// header on the disk the wanted secret `opens`.
 fn next_step(is_there: bool, is_rotating: bool, opens: bool) -> Option<Step> {
     match (is_there, is_rotating, opens) {
@@ -82,6 +90,9 @@ impl Host {
         match record.state {
             // No header depends on the secret yet.
             State::Declared => record.keyed(to.clone(), None).write(&self.pools.of(id).directory(id))?,
+            State::Formatting if self.may_begin_anew(&record, to) => {
+                record.formatting().keyed(to.clone(), None).write(&self.pools.of(id).directory(id))?;
+            }
             State::Formatting => {
                 let message =
                     format!("volume {id} is being formatted; its key can be moved once its first stage is through");
@@ -94,6 +105,16 @@ impl Host {
         }
         tracing::info!(volume = %id, %from, %to, "rotated");
         Ok(())
+    }
+}
+
+impl Host {
+    /// Whether the cluster knows that a volume in the middle of its format was never Ready, and wants its secret at `to`. Its
+    /// first stage waits for that then, and begins anew.
+    fn may_begin_anew(&self, record: &Record, to: &KeyUri) -> bool {
+        let moved = VolumeSpec { key_uri: to.clone(), ..self.pools.spec(record) };
+        let permit = |witness: &Witness| Handle::current().block_on(witness.permit(&record.id, &moved));
+        self.witness.as_ref().is_some_and(|witness| permit(witness).is_ok())
     }
 }
 
@@ -111,7 +132,7 @@ impl<'a> Rotation<'a> {
     fn run(mut self) -> Result<()> {
         let mut last = None;
         while let Some(step) = self.step()? {
-            if (last, step) == (Some(Step::Admit), Step::Settle) {
+            if matches!((last, step), (Some(Step::Mend), Step::Mend) | (Some(Step::Admit), Step::Settle)) {
                 let message =
                     format!("{} does not show the header that was written to it", self.attached.path.display());
                 return Err(Error::new(Reason::DeviceUnreadable, message));
@@ -130,22 +151,24 @@ impl<'a> Rotation<'a> {
         let opens =
             |next: &VolumeKeys| image.verify(&self.shape, &next.seal).is_ok_and(|it| it.digest == header.digest);
         let opens = self.record.rotation.as_ref().is_some_and(is_shared) && self.next.as_ref().is_some_and(opens);
-        let step = next_step(self.record.key_uri == *self.to, self.record.rotation.is_some(), opens);
-        match (step, self.next.take()) {
-            (Some(Step::Admit), Some(next)) => self.admit(&header, next)?,
-            (Some(Step::Promote), Some(next)) => self.promote(&header, next)?,
-            (Some(Step::Settle), next) => {
-                self.next = next;
-                self.settle(&header)?;
-            }
-            (Some(_), None) => unreachable!("the next secret is here until the record names it"),
-            (None, _) => {}
+        let step = if header.is_twofold {
+            next_step(self.record.key_uri == *self.to, self.record.rotation.is_some(), opens)
+        } else {
+            Some(Step::Mend)
+        };
+        match step {
+            Some(Step::Mend) => header.frozen.image()?.write_copies(&self.attached)?,
+            Some(Step::Admit) => self.admit(&header)?,
+            Some(Step::Promote) => self.promote(&header)?,
+            Some(Step::Settle) => self.settle(&header)?,
+            None => {}
         }
         Ok(step)
     }
 
     /// Lets the next secret open the volume too.
-    fn admit(&mut self, header: &Verified, next: VolumeKeys) -> Result<()> {
+    fn admit(&mut self, header: &Verified) -> Result<()> {
+        let next = self.take_next();
         let from = self.record.key_uri.clone();
         if next.check == self.current.check {
             tracing::warn!(%from, to = %self.to, "both hold the same secret: only its URI has changed");
@@ -161,12 +184,17 @@ impl<'a> Rotation<'a> {
     }
 
     /// Makes the next secret the volume's own. It opens what is on the disk.
-    fn promote(&mut self, header: &Verified, next: VolumeKeys) -> Result<()> {
+    fn promote(&mut self, header: &Verified) -> Result<()> {
+        let next = self.take_next();
         let (_, digest) = self.alone(header, &next)?;
         let key_uri = self.record.key_uri.clone();
         let both = record::Rotation { key_uri, header_digest: Digest32(header.digest) };
         self.current = next;
         self.store(self.to.clone(), digest, Some(both))
+    }
+
+    fn take_next(&mut self) -> VolumeKeys {
+        self.next.take().expect("the next secret is here until the record names it")
     }
 
     /// Leaves the volume to the record's secret alone.

@@ -1,5 +1,6 @@
 //! Lifecycles on the fake machine: every rung with every fault, and what a driver that died leaves behind.
 
+mod hostile;
 mod init;
 mod integrity;
 mod threads;
@@ -26,6 +27,7 @@ use crate::volume::FsType;
 use crate::volume::HealthStatus;
 use crate::volume::Init;
 use crate::volume::KeyUri;
+use crate::volume::Place;
 use crate::volume::Profile;
 use crate::volume::SecretBytes;
 
@@ -283,8 +285,17 @@ async fn a_sealed_volume_is_promoted_and_not_formatted() {
         fields["state"] = state.into();
         fields.retain(|name, _| !["mac", "key_check", "header_digest"].contains(&name.as_str()));
         std::fs::write(&path, record.to_string()).expect("written");
+        // Between its two copies, that is.
+        let lose = |place: u64| {
+            let file = std::fs::OpenOptions::new().write(true).open(world.backing(&id)).expect("opens");
+            std::os::unix::fs::FileExt::write_all_at(&file, &[0; 16_384], place).expect("written");
+        };
+        lose(0);
         world.stage(&id, EXT4).await.expect("promoted");
         assert_eq!(world.record(&id).state, State::Ready);
+        world.unstage(&id).await.expect("unstaged");
+        lose(16_384);
+        world.stage(&id, EXT4).await.expect("the other copy is there again");
         assert_eq!(world.machine.calls(Verb::MakeFilesystem), 1, "{state}");
     }
 }
@@ -391,6 +402,21 @@ async fn a_deletion_waits_for_the_unstage() {
     }
     deletion.await.expect("no panic").expect("deleted");
     assert_eq!(reason(world.lifecycle.get(id).await), Reason::VolumeNotFound);
+}
+
+#[tokio::test]
+async fn a_deletion_that_waits_for_another_one_ends_with_it() {
+    let world = World::new();
+    let id = world.create(EXT4).await;
+    let guard = world.lifecycle.busy.claim(&id).expect("free");
+    let second = world.lifecycle.delete(id.clone(), Instant::now() + Duration::from_secs(60));
+    let first = async {
+        drop(guard);
+        world.delete(&id).await
+    };
+    let both = tokio::time::timeout(Duration::from_secs(10), async { tokio::join!(second, first) });
+    let (second, first) = both.await.expect("it is not told");
+    first.and(second).expect("deleted");
 }
 
 #[tokio::test]

@@ -55,11 +55,23 @@ impl Disk {
             cuts
         };
         match step {
+            Step::Mend => header_before(&self.record, COPIES.to_vec()),
             Step::Admit => header_before(&after.record, [AREAS, COPIES].concat()),
             Step::Promote => Vec::new(),
             Step::Settle => header_before(&self.record, [COPIES, AREAS].concat()),
         }
     }
+}
+
+/// Every state of the disk from `before` on, through `steps`, in which a cut may leave it.
+fn states(mut before: Disk, steps: Vec<(Step, Disk)>) -> Vec<Disk> {
+    let mut states = vec![before.clone()];
+    for (step, after) in steps {
+        states.extend(before.cuts(step, &after));
+        states.push(after.clone());
+        before = after;
+    }
+    states
 }
 
 impl World {
@@ -162,16 +174,11 @@ fn every_state_has_one_next_step() {
 async fn wherever_a_rotation_is_cut_the_volume_opens_and_the_next_one_goes_on() {
     let (world, id) = World::rotating().await;
     let [_, to, _] = uris();
-    let (mut before, steps) = world.steps(&id, &to).await;
+    let (before, steps) = world.steps(&id, &to).await;
     let taken: Vec<_> = steps.iter().map(|(step, _)| *step).collect();
     assert_eq!(taken, [Step::Admit, Step::Promote, Step::Settle]);
     world.is_settled(&id, &to).await;
-    let mut states = vec![before.clone()];
-    for (step, after) in steps {
-        states.extend(before.cuts(step, &after));
-        states.push(after.clone());
-        before = after;
-    }
+    let states = states(before, steps);
     assert!(states.len() >= 16, "{} states", states.len());
     for (number, state) in states.iter().enumerate() {
         world.reboot_with(&id, state);
@@ -186,6 +193,33 @@ async fn wherever_a_rotation_is_cut_the_volume_opens_and_the_next_one_goes_on() 
             world.is_settled(&id, &target).await;
         }
     }
+}
+
+#[tokio::test]
+async fn a_rotation_that_goes_on_may_be_cut_again() {
+    let (world, id) = World::rotating().await;
+    let [_, to, _] = uris();
+    let (before, steps) = world.steps(&id, &to).await;
+    for (first, state) in states(before, steps).iter().enumerate() {
+        world.reboot_with(&id, state);
+        let (before, steps) = world.steps(&id, &to).await;
+        for (second, state) in states(before, steps).iter().enumerate() {
+            world.reboot_with(&id, state);
+            let staged = world.stage(&id, EXT4).await;
+            staged.unwrap_or_else(|error| panic!("cut at {first}, then at {second}: {error}"));
+            world.unstage(&id).await.expect("unstaged");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_rotation_between_two_looks_is_no_loss() {
+    let (world, id) = World::rotating().await;
+    let [_, to, _] = uris();
+    let before = world.record(&id);
+    world.rotate(&id, &to).await.expect("rotated");
+    let health = world.lifecycle.blocking(move |host| Ok(host.health(&before, None, None))).await;
+    assert_eq!(health.expect("told"), []);
 }
 
 #[tokio::test]

@@ -29,6 +29,7 @@ use crate::volume::Content;
 use crate::volume::Error;
 use crate::volume::Reason;
 use crate::volume::Result;
+use crate::volume::VolumeSpec;
 
 /// A stage on its way up.
 pub(super) struct Climb<'a> {
@@ -130,6 +131,10 @@ impl<'a> Climb<'a> {
                 self.header = Some(Header::Verified(verified.frozen));
             }
             Ok(verified) => {
+                // The stage that has sealed it may have ended between the two copies.
+                if !verified.is_twofold {
+                    verified.frozen.image()?.write_copies(self.attached())?;
+                }
                 self.promote(verified.digest)?;
                 self.header = Some(Header::Verified(verified.frozen));
             }
@@ -165,7 +170,7 @@ impl<'a> Climb<'a> {
         };
         if blank {
             return match &self.host.witness {
-                Some(witness) => Handle::current().block_on(witness.permit(&self.shape.id)),
+                Some(witness) => Handle::current().block_on(witness.permit(&self.shape.id, &self.spec())),
                 None => Ok(()),
             };
         }
@@ -245,7 +250,7 @@ impl<'a> Climb<'a> {
 
     fn promote(&mut self, digest: [u8; 32]) -> Result<()> {
         if let Some(witness) = &self.host.witness {
-            Handle::current().block_on(witness.confirm(&self.shape.id))?;
+            Handle::current().block_on(witness.confirm(&self.shape.id, &self.spec()))?;
         }
         let keys = self.keys();
         let record = self.record.clone().ready(digest, keys.check, &keys.record);
@@ -256,6 +261,10 @@ impl<'a> Climb<'a> {
         record.write(&self.host.pools.of(&self.shape.id).directory(&self.shape.id))?;
         self.record = record;
         Ok(())
+    }
+
+    fn spec(&self) -> VolumeSpec {
+        self.host.pools.spec(&self.record)
     }
 
     fn keys(&self) -> &VolumeKeys {
