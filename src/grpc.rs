@@ -173,7 +173,8 @@ async fn closed(mut ended: watch::Receiver<()>) {
 
 /// Says in our words what generated stubs and unknown services answer in theirs.
 fn explain_unimplemented<B>(mut answer: http::Response<B>) -> http::Response<B> {
-    const TEXT: &str = "Unimplemented: this driver does not offer this call; its capabilities say what it does";
+    const TEXT: &str = "Unimplemented: this driver does not offer this call, as its capabilities say; volumes do not \
+                        grow: copy the data into a larger one";
     let headers = answer.headers_mut();
     if headers.get("grpc-status").is_some_and(|status| status == "12") {
         headers.insert("grpc-message", http::HeaderValue::from_static(TEXT));

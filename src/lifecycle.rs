@@ -120,6 +120,10 @@ impl Lifecycle {
                 Ok(guard) => self.blocking(move |host| guard.hold(|| host.alone(&mine, || host.delete(&mine)))).await,
                 Err(pending) => Err(pending),
             };
+            if outcome.is_ok() {
+                // Another deletion may wait for this one. A refusal is not told: it would wake its own caller.
+                let _ = self.settled.send(id.clone());
+            }
             match outcome {
                 Err(error) if matches!(error.reason(), Reason::StillStaged | Reason::OperationPending) => {
                     // Whatever has ended, or was missed: the volume is looked at again.
@@ -307,14 +311,28 @@ impl Host {
         }
     }
 
+    /// What there is to close: what the kernel holds for `id` and this driver has made, also where the record or the image
+    /// no longer say so. Whoever holds the disk may change both while the volume is open.
+    fn look_for_ours(&self, id: &VolumeId, shape: Option<&Shape>) -> Result<Kernel> {
+        for shape in [shape, None] {
+            match self.look(id, shape) {
+                Err(error) if error.reason() == Reason::ForeignDevice => {
+                    tracing::warn!(
+                        error = &error as &dyn std::error::Error,
+                        "what is open is not what the record says"
+                    );
+                }
+                looked => return looked,
+            }
+        }
+        Ok(Kernel::default())
+    }
+
     fn delete(&self, id: &VolumeId) -> Result<()> {
         self.pools.ready(id)?;
         let record = self.pools.get(id).ok();
         let shape = record.as_ref().map(|record| self.shape(record));
-        let kernel = match self.look(id, shape.as_ref()) {
-            Err(error) if error.reason() == Reason::ForeignDevice => Kernel::default(),
-            looked => looked?,
-        };
+        let kernel = self.look_for_ours(id, shape.as_ref())?;
         let is_block = record.is_some_and(|record| record.content == Content::Block);
         if !kernel.mounts.is_empty() || (is_block && kernel.mapper == Mapper::Live) {
             let message = format!("volume {id} is still staged on this node; it is deleted once it is unstaged");

@@ -367,7 +367,7 @@ struct NodeHalf {
 async fn node_half(flags: Node, witness: Option<Witness>) -> Result<NodeHalf> {
     let keys = flags.kbs.get()?;
     tracing::info!(version = coffer::device::crypt::version().unwrap_or("unknown"), "libcryptsetup");
-    let pools = flags.pools.get()?;
+    let pools = flags.pools.get()?.on(Place::of(&flags.node_name));
     for pool in pools.iter() {
         if let Err(error) = pool.finish_interrupted() {
             tracing::warn!("pool {} is not ready yet: {}", pool.name(), error.chain());

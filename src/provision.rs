@@ -26,12 +26,14 @@ pub use space::Capacity;
 use std::fs::File;
 use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::path::PathBuf;
 use std::time::Instant;
 
 use async_trait::async_trait;
 use rustix::fs::FlockOperation;
+use rustix::fs::OFlags;
 use rustix::fs::flock;
 use rustix::io::Errno;
 use time::OffsetDateTime;
@@ -160,18 +162,18 @@ impl LocalPool {
         }
     }
 
-    /// Creates the volume, or finds it as asked for.
-    pub fn create(&self, spec: &VolumeSpec) -> Result<Record> {
+    /// Creates the volume on `node`, or finds it as asked for.
+    pub fn create(&self, spec: &VolumeSpec, node: Option<&Place>) -> Result<Record> {
         self.ready()?;
         let id = spec.id();
         let _lock = self.lock()?;
-        self.sweep()?;
+        self.sweep(Some(&id))?;
         if let Some(record) = Record::read(&self.directory(&id), &id)? {
             let made = record.spec(self.name.clone());
             return if made.is_same_as(spec) { Ok(record) } else { Err(made.conflict(spec)) };
         }
         space::admit(&self.path, spec)?;
-        let record = Record::declare(spec, now());
+        let record = Record::declare(spec, node.cloned(), now());
         let directory = self.path.join(format!("{CREATING}{id}"));
         self.lay_out(&directory, &record)
             .and_then(|()| rename(&directory, &self.directory(&id)))
@@ -196,37 +198,52 @@ impl LocalPool {
     pub fn delete(&self, id: &VolumeId) -> Result<()> {
         self.ready()?;
         let _lock = self.lock()?;
-        self.sweep()?;
+        self.sweep(Some(id))?;
         if !self.directory(id).exists() {
             return Ok(());
         }
         rename(&self.directory(id), &self.path.join(format!("{DELETING}{id}")))?;
         sync(&self.path)?;
-        self.sweep()
+        self.sweep(Some(id))
     }
 
     /// Finishes the creations and deletions that an earlier process has left half done.
     pub fn finish_interrupted(&self) -> Result<()> {
         self.ready()?;
         let _lock = self.lock()?;
-        self.sweep()
+        self.sweep(None)
     }
 
-    /// What every call that changes the set of volumes does first, under the lock.
-    fn sweep(&self) -> Result<()> {
+    /// What every call that changes the set of volumes does first, under the lock. What cannot be finished of another volume
+    /// than `asked` does not keep the call from its own.
+    fn sweep(&self, asked: Option<&VolumeId>) -> Result<()> {
         for name in self.names()? {
             let directory = self.path.join(&name);
-            if name.strip_prefix(CREATING).and_then(VolumeId::parse).is_some() {
-                std::fs::remove_dir_all(&directory)
-                    .map_err(|error| internal("cannot remove a half-made volume", error))?;
+            let (id, finished) = if let Some(id) = name.strip_prefix(CREATING).and_then(VolumeId::parse) {
+                let removed = std::fs::remove_dir_all(&directory);
+                (id, removed.map_err(|error| internal("cannot remove a half-made volume", error)))
             } else if let Some(id) = name.strip_prefix(DELETING).and_then(VolumeId::parse) {
-                let record = Record::read(&directory, &id).ok().flatten();
-                erase(&directory)?;
-                sync(&self.path)?;
-                let receipt = erasure_receipt(record.as_ref().map(|record| &record.key_uri));
-                tracing::info!(volume = %id, erasure = ERASURE, "volume deleted: {receipt}");
+                let finished = self.finish_deletion(&id, &directory);
+                (id, finished)
+            } else {
+                continue;
+            };
+            match finished {
+                Err(error) if asked != Some(&id) => {
+                    tracing::warn!(volume = %id, error = &error as &dyn std::error::Error, "left half done");
+                }
+                finished => finished?,
             }
         }
+        Ok(())
+    }
+
+    fn finish_deletion(&self, id: &VolumeId, directory: &Path) -> Result<()> {
+        let record = Record::read(directory, id).ok().flatten();
+        erase(directory)?;
+        sync(&self.path)?;
+        let receipt = erasure_receipt(record.as_ref().map(|record| &record.key_uri));
+        tracing::info!(volume = %id, erasure = ERASURE, "volume deleted: {receipt}");
         Ok(())
     }
 
@@ -267,8 +284,17 @@ impl LocalPool {
             let message = format!("another process is at work on volume {id}; this call may be repeated");
             Error::new(Reason::OperationPending, message)
         };
-        // What cannot be opened cannot be worked on, and is refused where that is tried.
-        let Ok(directory) = File::open(self.directory(id)) else { return Ok(None) };
+        let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW;
+        let opened = File::options().read(true).custom_flags(flags.bits().cast_signed()).open(self.directory(id));
+        let directory = match opened {
+            Ok(directory) => directory,
+            Err(cause) if matches!(Errno::from_io_error(&cause), Some(Errno::LOOP | Errno::NOTDIR)) => {
+                let text = format!("{} is no directory; restore it from a copy", self.directory(id).display());
+                return Err(Error::new(Reason::RecordDamaged, text).caused_by(cause));
+            }
+            // What cannot be opened cannot be worked on, and is refused where that is tried.
+            Err(_) => return Ok(None),
+        };
         match flock(&directory, FlockOperation::NonBlockingLockExclusive) {
             Err(Errno::WOULDBLOCK) => return Err(pending()),
             locked => locked.map_err(|error| internal("cannot lock the volume's directory", error.into()))?,
@@ -283,10 +309,12 @@ impl LocalPool {
         }
     }
 
+    /// Names of the directories in the pool. A link to one is none.
     fn names(&self) -> Result<Vec<String>> {
         let entries = std::fs::read_dir(&self.path).and_then(Iterator::collect::<std::io::Result<Vec<_>>>);
         let entries = entries.map_err(|error| internal("cannot list the pool", error))?;
-        Ok(entries.iter().filter_map(|entry| entry.file_name().into_string().ok()).collect())
+        let directories = entries.iter().filter(|entry| entry.file_type().is_ok_and(|found| found.is_dir()));
+        Ok(directories.filter_map(|entry| entry.file_name().into_string().ok()).collect())
     }
 
     /// Serialises what changes the set of volumes, also between processes.
@@ -299,10 +327,7 @@ impl LocalPool {
 }
 
 fn erase(directory: &Path) -> Result<()> {
-    let image = directory.join(BACKING_FILE);
-    if image.exists() {
-        backing::erase(&image)?;
-    }
+    backing::erase(&directory.join(BACKING_FILE))?;
     std::fs::remove_dir_all(directory).map_err(|error| internal("cannot remove a deleted volume's directory", error))
 }
 

@@ -23,6 +23,7 @@ use crate::volume::Content;
 use crate::volume::Error;
 use crate::volume::Init;
 use crate::volume::KeyUri;
+use crate::volume::Place;
 use crate::volume::PoolName;
 use crate::volume::Profile;
 use crate::volume::Reason;
@@ -35,8 +36,9 @@ use crate::volume::VolumeSpec;
 /// File name of a record in its volume's directory.
 pub const RECORD_FILE: &str = "volume.json";
 
-/// The schema that this version writes, and the newest that it reads. Schema 2 knows profiles with tags, and rotations.
-const SCHEMA: u32 = 2;
+/// The schema that this version writes, and the newest that it reads. Schema 2 knows profiles with tags, and rotations;
+/// schema 3 the node.
+const SCHEMA: u32 = 3;
 
 /// The largest payload that is believed before the MAC was verified: sums of it and of what the profile adds fit into 64
 /// bits.
@@ -125,6 +127,9 @@ pub struct Record {
     /// The claim that the volume was made for, if known.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub claim: Option<Claim>,
+    /// The node that made the volume, if that node's name is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<Place>,
     /// UUID of the LUKS2 header, chosen before anything is written.
     pub luks_uuid: Uuid,
     /// When the volume was created, RFC 3339 in UTC.
@@ -145,9 +150,9 @@ pub struct Record {
 }
 
 impl Record {
-    /// The record of a volume that has just been asked for, at the time `now` (RFC 3339).
+    /// The record of a volume that `node` was just asked for, at the time `now` (RFC 3339).
     #[must_use]
-    pub fn declare(spec: &VolumeSpec, now: String) -> Self {
+    pub fn declare(spec: &VolumeSpec, node: Option<Place>, now: String) -> Self {
         Self {
             schema: SCHEMA,
             id: spec.id(),
@@ -160,6 +165,7 @@ impl Record {
             initialised_bytes: None,
             key_uri: spec.key_uri.clone(),
             claim: spec.claim.clone(),
+            node,
             luks_uuid: Uuid::new_v4(),
             created: now,
             state: State::Declared,
@@ -239,7 +245,11 @@ impl Record {
         std::iter::once(&self.key_uri).chain(self.rotation.as_ref().map(|rotation| &rotation.key_uri))
     }
 
-    /// Whether this is what the driver wrote, since the volume is Ready or while its sectors got their tags, under the secret behind `key` and `key_check`.
+    /// Refuses what the driver has not written, since the volume is Ready or while its sectors got their tags, under the
+    /// secret behind `key` and `key_check`.
+    ///
+    /// # Errors
+    /// `WrongKey` if it was another secret, `RecordTampered` if it was not the driver.
     pub fn authenticate(&self, key_check: &[u8; 32], key: &SecretBytes) -> Result<()> {
         if self.key_check.map(|check| check.0) != Some(*key_check) {
             return Err(Error::new(
@@ -270,6 +280,10 @@ impl Record {
 
     /// Reads the record of `id` from `directory`. `None` if there is no such directory.
     pub fn read(directory: &Path, id: &VolumeId) -> Result<Option<Self>> {
+        if directory.is_symlink() {
+            let found = format!("{} is a symbolic link; restore the directory itself", directory.display());
+            return Err(Error::new(Reason::RecordDamaged, found));
+        }
         let path = directory.join(RECORD_FILE);
         let text = match read(&path) {
             Ok(text) => text,
@@ -358,7 +372,7 @@ mod tests {
             key_uri: KeyUri::parse("keyUri", "kbs:///a/b/c").expect("valid"),
             claim: None,
         };
-        Record::declare(&spec, "2026-01-01T00:00:00Z".into())
+        Record::declare(&spec, Some(Place::of("node-1")), "2026-01-01T00:00:00Z".into())
     }
 
     #[test]
@@ -387,6 +401,18 @@ mod tests {
         record.authenticate(&[2; 32], &key(3)).expect("authentic");
         assert_eq!((record.state, record.payload_bytes), (State::Ready, 1 << 30));
         assert_eq!(serde_json::to_string(&record).expect("serialises"), stored);
+    }
+
+    #[test]
+    fn a_link_in_the_place_of_the_temporary_file_is_not_followed() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let precious = directory.path().join("precious");
+        std::fs::write(&precious, "text").expect("written");
+        std::os::unix::fs::symlink(&precious, directory.path().join(".volume.json.new")).expect("linked");
+        let record = declared();
+        record.write(directory.path()).expect("written");
+        assert_eq!(std::fs::read_to_string(&precious).expect("there"), "text");
+        assert_eq!(Record::read(directory.path(), &record.id).expect("read"), Some(record));
     }
 
     #[test]
@@ -438,6 +464,7 @@ mod tests {
             ("\"ext4\"", "\"\\ncanary\""),
             ("\"kbs:///a/b/c\"", "\"canary\""),
             ("\"Declared\"", "\"canary\""),
+            ("\"node-1\"", "\"\\u001bcanary\""),
             (record.id.as_str(), "canary"),
         ] {
             let changed = text.replace(member, hostile);
@@ -464,7 +491,7 @@ mod tests {
         let reason = |text: &str| Record::parse(text.as_bytes(), &record.id).expect_err("refused").reason();
         assert_eq!(reason(&text[..text.len() / 2]), Reason::RecordDamaged);
         assert_eq!(reason(""), Reason::RecordDamaged);
-        assert_eq!(reason(&text.replace("\"schema\":2", "\"schema\":3")), Reason::RecordTooNew);
+        assert_eq!(reason(&text.replace("\"schema\":3", "\"schema\":4")), Reason::RecordTooNew);
         assert_eq!(reason(&text.replace("\"name\"", "\"nom\"")), Reason::RecordDamaged);
         for size in ["0", "4095", "18446744073709551615"] {
             assert_eq!(reason(&text.replace("1073741824", size)), Reason::RecordDamaged, "{size}");

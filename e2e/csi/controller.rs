@@ -182,7 +182,8 @@ async fn what_is_not_advertised_is_unimplemented() {
     scene.refused(controller.list_snapshots(csi::ListSnapshotsRequest::default()), Code::Unimplemented).await;
     scene.refused(controller.get_snapshot(csi::GetSnapshotRequest::default()), Code::Unimplemented).await;
     let expand = csi::ControllerExpandVolumeRequest::default();
-    scene.refused(controller.controller_expand_volume(expand), Code::Unimplemented).await;
+    let refused = scene.refused(controller.controller_expand_volume(expand), Code::Unimplemented).await;
+    assert!(refused.message().contains("volumes do not grow"), "{refused:?}");
     let modify = csi::ControllerModifyVolumeRequest::default();
     scene.refused(controller.controller_modify_volume(modify), Code::Unimplemented).await;
     let publish = csi::ControllerPublishVolumeRequest::default();

@@ -62,7 +62,7 @@ fn files_below(directory: &Path, files: &mut Vec<PathBuf>) {
     }
 }
 
-/// The secret, what is derived from it, and the key that the data of `volume` is encrypted with.
+/// Every key of `volume`, the one of its data as cryptsetup tells it.
 fn keys(scene: &Scene, volume: &Volume) -> Needles {
     let keys = scene.broker.keys(&volume.id);
     let (passphrase, key) = ("/tmp/passphrase", "/tmp/volume-key");
@@ -75,13 +75,7 @@ fn keys(scene: &Scene, volume: &Volume) -> Needles {
     let profile = Profile::ALL.into_iter().find(|profile| profile.as_str() == volume.recorded("profile"));
     assert_eq!(volume_key.len(), profile.expect("a profile").volume_key_bytes());
     shell(&format!("rm {passphrase} {key}"));
-    Needles::default()
-        .and("the secret", &scene.broker.secret())
-        .and("the passphrase", &hex::decode(keys.passphrase.expose()).expect("hexadecimal"))
-        .and("the passphrase's text", keys.passphrase.expose())
-        .and("the key of the seal", keys.seal.expose())
-        .and("the key of the record", keys.record.expose())
-        .and("the volume key", &volume_key)
+    Needles::of_volume(&scene.broker.secret(), &keys, &volume_key)
 }
 
 /// What the driver answers over HTTP to a request for `path`.

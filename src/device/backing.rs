@@ -97,30 +97,18 @@ fn find_data(image: &File) -> io::Result<bool> {
     }
 }
 
-/// Whether `image` holds data below `end_bytes`.
-fn data_begins_before(image: &File, end_bytes: u64) -> Result<bool, Errno> {
-    match rustix::fs::seek(image, SeekFrom::Data(0)) {
-        Ok(offset) => Ok(offset < end_bytes),
-        Err(Errno::NXIO) => Ok(false),
-        Err(errno) => Err(errno),
-    }
-}
-
 /// Overwrites the keyslots, gives the space back and removes the image. Absent is fine.
 ///
 /// On a copy-on-write disk the old keyslots may survive: only destroying the secret is certain.
 pub fn erase(path: &Path) -> Result<()> {
     let (image, found) = match open(path, OpenOptions::new().read(true).write(true)) {
-        Err(error) if error.reason() == Reason::DeviceMissing && !path.is_symlink() && !path.exists() => return Ok(()),
+        Err(error) if is_absent(path) && error.reason() == Reason::DeviceMissing => return Ok(()),
         opened => opened?,
     };
     let failed = |cause: io::Error| {
-        Error::new(Reason::Internal, format!("the image {} could not be erased: {cause}", path.display()))
+        Error::new(Reason::Internal, format!("the image {} could not be erased", path.display())).caused_by(cause)
     };
-    // A sparse image that was never formatted has no keyslots, and a full pool no room to write any.
-    if data_begins_before(&image, DATA_OFFSET_BYTES).map_err(|errno| failed(errno.into()))? {
-        overwrite(&image, DATA_OFFSET_BYTES.min(found.len())).map_err(failed)?;
-    }
+    overwrite_data(&image, DATA_OFFSET_BYTES.min(found.len())).map_err(failed)?;
     let holes = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
     match rustix::fs::fallocate(&image, holes, 0, found.len().max(1)) {
         // Some filesystems have no holes; unlinking gives the space back as well.
@@ -133,17 +121,30 @@ pub fn erase(path: &Path) -> Result<()> {
 /// How much is overwritten, or looked at, at once.
 const CHUNK_BYTES: usize = 256 << 10;
 
-/// Random bytes over the first `length_bytes`, on the disk before this returns.
-fn overwrite(image: &File, length_bytes: u64) -> io::Result<()> {
+/// Random bytes over what there is below `end_bytes`, on the disk before this returns. Holes have nothing to hide, and a full
+/// pool has no room to fill them.
+fn overwrite_data(image: &File, end_bytes: u64) -> io::Result<()> {
+    let seek = |to| match rustix::fs::seek(image, to) {
+        Err(Errno::NXIO) => Ok(end_bytes),
+        sought => sought.map_err(io::Error::from),
+    };
     let mut noise = vec![0; CHUNK_BYTES];
-    let mut offset = 0;
-    while offset < length_bytes {
-        getrandom::fill(&mut noise).map_err(io::Error::other)?;
-        let length = usize::try_from(length_bytes - offset).map_or(noise.len(), |left| left.min(noise.len()));
-        image.write_all_at(&noise[..length], offset)?;
-        offset += length as u64;
+    let mut offset = seek(SeekFrom::Data(0))?;
+    while offset < end_bytes {
+        let hole = seek(SeekFrom::Hole(offset))?.min(end_bytes);
+        while offset < hole {
+            getrandom::fill(&mut noise).map_err(io::Error::other)?;
+            let length = usize::try_from(hole - offset).map_or(noise.len(), |left| left.min(noise.len()));
+            image.write_all_at(&noise[..length], offset)?;
+            offset += length as u64;
+        }
+        offset = seek(SeekFrom::Data(hole))?;
     }
     image.sync_all()
+}
+
+fn is_absent(path: &Path) -> bool {
+    std::fs::symlink_metadata(path).is_err_and(|cause| cause.kind() == io::ErrorKind::NotFound)
 }
 
 /// Attaches the image of `shape` to a loop device of its own.
@@ -195,7 +196,10 @@ pub fn pool_is_full(node: &Path) -> bool {
 }
 
 /// Opens the plain file at `path`.
-fn open(path: &Path, options: &mut OpenOptions) -> Result<(File, Metadata)> {
+///
+/// # Errors
+/// `DeviceMissing` if there is none or something else, `DeviceUnreadable` if it cannot be opened.
+pub fn open(path: &Path, options: &mut OpenOptions) -> Result<(File, Metadata)> {
     // A FIFO in the image's place would block the open.
     let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
     let image = options.custom_flags(flags.bits().cast_signed()).open(path).map_err(|cause| unreadable(path, cause))?;
@@ -273,11 +277,18 @@ mod tests {
     fn erasing_overwrites_removes_and_may_be_repeated() {
         let (directory, path) = image(64 << 20);
         let file = OpenOptions::new().read(true).write(true).open(&path).expect("opens");
-        file.write_all_at(&[7; 4096], 32768).expect("written");
-        overwrite(&file, DATA_OFFSET_BYTES).expect("overwritten");
-        let mut slot = [0; 4096];
-        file.read_exact_at(&mut slot, 32768).expect("read");
-        assert!(slot.iter().any(|&byte| byte != slot[0]), "noise stands where the keyslot was");
+        let slots = [32_768, 1 << 20];
+        for slot in slots {
+            file.write_all_at(&[7; 4096], slot).expect("written");
+        }
+        let blocks = file.metadata().expect("open").blocks();
+        overwrite_data(&file, DATA_OFFSET_BYTES).expect("overwritten");
+        for slot in slots {
+            let mut found = [0; 4096];
+            file.read_exact_at(&mut found, slot).expect("read");
+            assert!(found.iter().any(|&byte| byte != found[0]), "noise stands where the keyslot was");
+        }
+        assert_eq!(file.metadata().expect("open").blocks(), blocks, "a full pool has no room for more");
         erase(&path).expect("erased");
         assert_eq!(file.metadata().expect("still open").blocks(), 0);
         assert_eq!(std::fs::read_dir(directory.path()).expect("listed").count(), 0);

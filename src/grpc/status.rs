@@ -43,6 +43,7 @@ pub(super) fn code(reason: Reason) -> Code {
         | Reason::MemoryUnprotected
         | Reason::RecordTooNew
         | Reason::WrongVolume
+        | Reason::WrongNode
         | Reason::NotBlank
         | Reason::PermitRevoked
         | Reason::ForeignDevice => Code::FailedPrecondition,

@@ -56,7 +56,7 @@ mod tests {
             key_uri: KeyUri::parse("keyUri", "kbs:///a/b/c").expect("valid"),
             claim: None,
         };
-        let record = pool.create(&spec).expect("made");
+        let record = pool.create(&spec, None).expect("made");
         machine.put_loop(&pool.shape(&record));
         let held = purge(&pools, &machine, &record.id).expect_err("held");
         assert_eq!(held.reason(), Reason::StillStaged);

@@ -122,15 +122,9 @@ impl Host {
     pub(super) fn unstage(&self, id: &VolumeId, staging_path: &Path) -> Result<()> {
         let record = self.pools.get(id).ok();
         let shape = record.as_ref().map(|record| self.shape(record));
-        let kernel = match self.look(id, shape.as_ref()) {
-            Err(error) if error.reason() == Reason::ForeignDevice => {
-                tracing::warn!(%error, "nothing of this volume is staged");
-                return Ok(());
-            }
-            looked => looked?,
-        };
+        let kernel = self.look_for_ours(id, shape.as_ref())?;
         self.descend(id, shape.as_ref(), kernel, staging_path)?;
-        let left = self.machine.look(id, shape.as_ref())?;
+        let left = self.look_for_ours(id, shape.as_ref())?;
         if left.mapper == Mapper::Absent && left.mounts.is_empty() {
             return Ok(());
         }

@@ -21,10 +21,11 @@ pub(crate) enum Output {
     Json,
 }
 
-/// Prints `value` in the form that was asked for.
+/// Prints `value` in the form that was asked for. Records are shown before their MAC can be verified: text for a terminal
+/// has nothing in it that would steer one.
 pub(crate) fn show<T: Display + Serialize>(output: Output, value: &T) -> Result<()> {
     print(&match output {
-        Output::Text => value.to_string(),
+        Output::Text => value.to_string().replace(|found: char| found.is_control() && found != '\n', "\u{fffd}"),
         Output::Json => serde_json::to_string_pretty(value).expect("texts, numbers and lists of them") + "\n",
     })
 }

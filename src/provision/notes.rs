@@ -14,6 +14,7 @@ use crate::device::integrity::Opening;
 use crate::record::read;
 use crate::record::replace;
 use crate::volume::Error;
+use crate::volume::Reason;
 use crate::volume::SECTOR_BYTES;
 use crate::volume::VolumeId;
 
@@ -22,6 +23,8 @@ const RELEASE_FILE: &str = "release.json";
 const OPENING_FILE: &str = "opening.json";
 const INTEGRITY_FILE: &str = "integrity.json";
 
+/// How much of a refusal is shown.
+const MESSAGE_CHARACTERS: usize = 2000;
 /// How many bad sectors are kept of one volume.
 const SECTORS_LIMIT: usize = 1024;
 /// How many of them are named in a message.
@@ -95,7 +98,12 @@ impl LocalPool {
     /// The last refusal, if the volume was not staged since.
     #[must_use]
     pub fn refusal(&self, id: &VolumeId) -> Option<Refusal> {
-        self.noted(id, REFUSAL_FILE)
+        let noted: Refusal = self.noted(id, REFUSAL_FILE)?;
+        // It is shown where people read words of this driver.
+        let is_ours = Reason::ALL.iter().any(|reason| reason.as_str() == noted.reason);
+        let plain = |character: char| if character.is_control() { ' ' } else { character };
+        let message = noted.message.chars().take(MESSAGE_CHARACTERS).map(plain).collect();
+        is_ours.then_some(Refusal { message, ..noted })
     }
 
     /// Notes that `attester` had the secret of the volume released.
@@ -143,8 +151,12 @@ impl LocalPool {
     }
 
     fn note(&self, id: &VolumeId, file: &str, note: &impl Serialize) {
+        let directory = self.directory(id);
+        if directory.is_symlink() {
+            return;
+        }
         let text = serde_json::to_vec_pretty(note).expect("a note holds texts only");
-        if let Err(error) = replace(&self.directory(id), file, &text) {
+        if let Err(error) = replace(&directory, file, &text) {
             tracing::debug!(%error, file, "the note could not be written");
         }
     }

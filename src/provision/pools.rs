@@ -6,6 +6,7 @@ use super::Capacity;
 use super::LocalPool;
 use crate::record::Record;
 use crate::volume::Error;
+use crate::volume::Place;
 use crate::volume::PoolName;
 use crate::volume::Reason;
 use crate::volume::Result;
@@ -14,7 +15,11 @@ use crate::volume::VolumeSpec;
 
 /// The pools of one machine, each with a name of its own. There is at least one.
 #[derive(Clone, Debug)]
-pub struct Pools(Vec<LocalPool>);
+pub struct Pools {
+    pools: Vec<LocalPool>,
+    /// The node that they are on, if it has a name.
+    node: Option<Place>,
+}
 
 impl Pools {
     /// `pools` together.
@@ -31,12 +36,19 @@ impl Pools {
                 return Err(Error::invalid("--pool", text));
             }
         }
-        Ok(Self(pools))
+        Ok(Self { pools, node: None })
+    }
+
+    /// The same pools on `node`. From then on, volumes that were made on another node are refused: whoever holds the disks
+    /// of both can copy them.
+    #[must_use]
+    pub fn on(self, node: Place) -> Self {
+        Self { node: Some(node), ..self }
     }
 
     /// Each pool.
     pub fn iter(&self) -> impl Iterator<Item = &LocalPool> {
-        self.0.iter()
+        self.pools.iter()
     }
 
     /// The pool called `name`.
@@ -44,21 +56,21 @@ impl Pools {
     /// # Errors
     /// `NoSpace` if this machine has none of that name: another may.
     pub fn named(&self, name: &PoolName) -> Result<&LocalPool> {
-        self.0.iter().find(|pool| pool.name() == name).ok_or_else(|| {
-            let names: Vec<_> = self.0.iter().map(|pool| pool.name().as_str()).collect();
+        self.pools.iter().find(|pool| pool.name() == name).ok_or_else(|| {
+            let names: Vec<_> = self.pools.iter().map(|pool| pool.name().as_str()).collect();
             let message = format!("this node has no pool {name}; it has {}", names.join(", "));
             Error::new(Reason::NoSpace, message)
         })
     }
 
     fn holder(&self, id: &VolumeId) -> Option<&LocalPool> {
-        self.0.iter().find(|pool| pool.directory(id).exists())
+        self.pools.iter().find(|pool| pool.directory(id).exists())
     }
 
     /// The pool that holds `id`; any if none does.
     #[must_use]
     pub fn of(&self, id: &VolumeId) -> &LocalPool {
-        self.holder(id).unwrap_or(&self.0[0])
+        self.holder(id).unwrap_or(&self.pools[0])
     }
 
     /// Whether it can be told where `id` is: its pool is ready, or every pool is and none has it.
@@ -68,7 +80,7 @@ impl Pools {
 
     /// Whether every pool can be used now.
     pub fn all_ready(&self) -> Result<()> {
-        self.0.iter().try_for_each(|pool| pool.ready().map(drop))
+        self.pools.iter().try_for_each(|pool| pool.ready().map(drop))
     }
 
     /// The right to work on the volume, also between processes; see [`LocalPool::claim`].
@@ -77,9 +89,25 @@ impl Pools {
     }
 
     /// The record of one volume.
+    ///
+    /// # Errors
+    /// `WrongNode` if another node has made the volume; and those of [`LocalPool::get`].
     pub fn get(&self, id: &VolumeId) -> Result<Record> {
         self.ready(id)?;
-        self.of(id).get(id)
+        self.at_home(self.of(id).get(id)?)
+    }
+
+    fn at_home(&self, record: Record) -> Result<Record> {
+        match (&record.node, &self.node) {
+            (Some(maker), Some(node)) if maker != node => {
+                let text = format!(
+                    "volume {} was made on node {maker}, and its files lie on {node}: bring them back",
+                    record.id
+                );
+                Err(Error::new(Reason::WrongNode, text))
+            }
+            _ => Ok(record),
+        }
     }
 
     /// What was asked for when the volume of `record` was made.
@@ -95,20 +123,21 @@ impl Pools {
             return Err(self.spec(&holder.get(&id)?).conflict(spec));
         }
         let pool = self.named(&spec.pool)?;
-        Ok(pool.create(spec)?.spec(pool.name().clone()))
+        let record = self.at_home(pool.create(spec, self.node.as_ref())?)?;
+        Ok(record.spec(pool.name().clone()))
     }
 
     /// Deletes the volume and its key material on this node. A volume that is not there is deleted.
     pub fn delete(&self, id: &VolumeId) -> Result<()> {
         self.ready(id)?;
         // The pool of an interrupted deletion cannot be told from its directories' names: each finishes its own.
-        self.0.iter().filter(|pool| pool.ready().is_ok()).try_for_each(|pool| pool.delete(id))
+        self.pools.iter().filter(|pool| pool.ready().is_ok()).try_for_each(|pool| pool.delete(id))
     }
 
     /// Every volume in the order of ids, with its record or why that cannot be read.
     pub fn list(&self) -> Result<Vec<(VolumeId, Result<Record>)>> {
         let mut all = Vec::new();
-        for pool in &self.0 {
+        for pool in &self.pools {
             all.extend(pool.list()?);
         }
         all.sort_by(|(a, _), (b, _)| a.cmp(b));

@@ -46,11 +46,16 @@ pub fn read(path: &Path) -> io::Result<Vec<u8>> {
     if text.len() as u64 > LIMIT_BYTES { Err(io::ErrorKind::FileTooLarge.into()) } else { Ok(text) }
 }
 
-/// Writes `text` to `directory/name`: temporary file, fsync, rename, fsync of the directory.
+/// Writes `text` to `directory/name`: temporary file, fsync, rename, fsync of the directory. What has the temporary file's
+/// name already is removed and not written to: it may be a link to anywhere.
 pub fn replace(directory: &Path, name: &str, text: &[u8]) -> Result<(), FileError> {
     let step = |step| move |source| FileError { step, source };
     let temporary = directory.join(format!(".{name}.new"));
-    let mut file = File::create(&temporary).map_err(step("creating a temporary file"))?;
+    match std::fs::remove_file(&temporary) {
+        Err(cause) if cause.kind() != io::ErrorKind::NotFound => return Err(step("removing a temporary file")(cause)),
+        _ => {}
+    }
+    let mut file = File::create_new(&temporary).map_err(step("creating a temporary file"))?;
     file.write_all(text).map_err(step("writing"))?;
     file.sync_all().map_err(step("fsync"))?;
     std::fs::rename(&temporary, directory.join(name)).map_err(step("renaming"))?;

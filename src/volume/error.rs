@@ -93,6 +93,8 @@ reasons! {
     HeaderTampered,
     /// The header belongs to another volume.
     WrongVolume,
+    /// The record was written on another node.
+    WrongNode,
     /// A format was refused because the backing holds something.
     NotBlank,
     /// The kernel holds a device under our name that is not ours.

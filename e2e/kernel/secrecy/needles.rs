@@ -3,6 +3,7 @@
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use coffer::key::VolumeKeys;
 
 /// Any so many bytes of a spelling, counted from its beginning, are a find: half of a cipher's 256-bit key, and what one
 /// register of a processor spills.
@@ -15,6 +16,18 @@ const PADS: [(&str, u8); 2] = [("under HMAC's inner pad", 0x36), ("under HMAC's 
 pub(crate) struct Needles(Vec<(String, Vec<u8>)>);
 
 impl Needles {
+    /// The secret of a volume, what is derived from it, and the key that the data is encrypted with.
+    pub(crate) fn of_volume(secret: &[u8], derived: &VolumeKeys, volume_key: &[u8]) -> Self {
+        let passphrase = derived.passphrase.expose();
+        Self::default()
+            .and("the secret", secret)
+            .and("the passphrase", &hex::decode(passphrase).expect("hexadecimal"))
+            .and("the passphrase's text", passphrase)
+            .and("the key of the seal", derived.seal.expose())
+            .and("the key of the record", derived.record.expose())
+            .and("the volume key", volume_key)
+    }
+
     /// With every spelling of `key`, which is called `what`.
     pub(crate) fn and(mut self, what: &str, key: &[u8]) -> Self {
         let spellings = [

@@ -37,7 +37,6 @@ impl Story {
         Ok(())
     }
 
-    /// The secret, what is derived from it, and the key that the data of the volume is encrypted with.
     fn keys(&self, volume: &Volume) -> Result<Needles> {
         let secret = self.kbs.secret(KEY_URI)?;
         let id = VolumeId::parse(&volume.id).context("the volume's handle is no id")?;
@@ -50,13 +49,7 @@ impl Story {
         );
         let volume_key = self.home().guest.run_with(&dump, keys.passphrase.expose())?;
         anyhow::ensure!(volume_key.status == 0, "{}", String::from_utf8_lossy(&volume_key.stderr));
-        Ok(Needles::default()
-            .and("the secret", secret.expose())
-            .and("the passphrase", &hex::decode(keys.passphrase.expose())?)
-            .and("the passphrase's text", keys.passphrase.expose())
-            .and("the key of the seal", keys.seal.expose())
-            .and("the key of the record", keys.record.expose())
-            .and("the volume key", &volume_key.stdout))
+        Ok(Needles::of_volume(secret.expose(), &keys, &volume_key.stdout))
     }
 }
 
