@@ -172,12 +172,12 @@ async fn serve_until_told(state: State, args: ServeArgs) -> Result<()> {
 }
 
 fn read_description(path: &PathBuf) -> Result<AttesterDescription> {
-    let refused = |what: String| Error::invalid("attest.json", format!("{}: {what}", path.display()));
+    let refused = |what: &str| Error::invalid("attest.json", format!("{}: {what}", path.display()));
     let text =
         if path.as_os_str() == "-" { std::io::read_to_string(std::io::stdin()) } else { std::fs::read_to_string(path) };
-    let text = text.map_err(|cause| refused(format!("cannot be read ({cause})")))?;
+    let text = text.map_err(|cause| refused("cannot be read").caused_by(cause))?;
     serde_json::from_str(&text)
-        .map_err(|cause| refused(format!("is not what `coffer attest --output json` prints ({cause})")))
+        .map_err(|cause| refused("is not what `coffer attest --output json` prints").caused_by(cause))
 }
 
 fn secret_from_stdin() -> Result<SecretBytes> {

@@ -186,7 +186,9 @@ impl Lifecycle {
     /// All volumes in the order of ids. One whose record cannot be read is left out, and named in the log.
     pub async fn list(&self) -> Result<Vec<(VolumeId, VolumeSpec)>> {
         let readable = |(id, record): (VolumeId, Result<Record>)| {
-            record.inspect_err(|error| tracing::warn!(volume = %id, %error, "a record cannot be read")).ok()
+            record
+                .inspect_err(|error| tracing::warn!(volume = %id, error = error.chain(), "a record cannot be read"))
+                .ok()
         };
         self.blocking(move |host| {
             let records = host.pools.list()?.into_iter().filter_map(readable);
@@ -296,7 +298,7 @@ impl Host {
         let secret = released?;
         tracing::info!(milliseconds = took.as_millis(), key = %uri, "secret released");
         VolumeKeys::derive(&secret, id)
-            .map_err(|error| Error::new(error.reason(), format!("{uri}: {}", error.message())))
+            .map_err(|error| Error::new(error.reason(), format!("{uri}: {}", error.explanation())))
     }
 
     /// What the kernel holds for `id`; refuses a device under the volume's name that is not ours.

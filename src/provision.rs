@@ -230,7 +230,7 @@ impl LocalPool {
             };
             match finished {
                 Err(error) if asked != Some(&id) => {
-                    tracing::warn!(volume = %id, error = &error as &dyn std::error::Error, "left half done");
+                    tracing::warn!(volume = %id, error = error.chain(), "left half done");
                 }
                 finished => finished?,
             }

@@ -53,7 +53,7 @@ async fn a_volume_is_made_where_it_is_asked_for_shown_and_erased() {
     let deadline = std::time::Instant::now() + A_MOMENT;
     let busy = controller.pools.delete(id.clone(), deadline).await.expect_err("staged");
     assert_eq!(busy.reason(), Reason::OperationPending);
-    assert!(busy.message().contains("StillStaged"), "{busy}");
+    assert!(busy.explanation().contains("StillStaged"), "{busy}");
     node.lifecycle.unstage(id.clone(), node.staging()).await.expect("unstaged");
     controller.delete(&id).await.expect("erased");
     assert!(!node.pool.directory(&id).exists());
@@ -69,7 +69,7 @@ async fn a_node_that_rejects_gives_the_volume_back_to_the_scheduler() {
     let deadline = std::time::Instant::now() + SOON;
     let full = controller.pools.create(huge.clone(), whereabouts(&["full-1"]), deadline).await.expect_err("no room");
     assert_eq!(full.reason(), Reason::NoSpace);
-    assert!(full.message().contains("full-1") && full.message().contains("NoSpace"), "{full}");
+    assert!(full.explanation().contains("full-1") && full.explanation().contains("NoSpace"), "{full}");
     assert!(scene.volumes().get_opt(huge.id().as_str()).await.expect("asked").is_none());
     let nobody = controller.create("full", &["full-2"]).await.expect_err("no such node");
     assert_eq!(nobody.reason(), Reason::NoSpace);

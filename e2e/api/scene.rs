@@ -146,7 +146,7 @@ impl Scene {
         let pool = LocalPool::open(PoolName::default(), path);
         let machine = FakeMachine::default();
         let client = self.client_on(name).await;
-        let pools = Pools::new(vec![pool.clone()]).expect("one pool");
+        let pools = Pools::new(vec![pool.clone()]).expect("one pool").on(Place::of(name));
         let witness = Witness::new(client.clone());
         let kbs = Arc::new(FakeKbs::default());
         let lifecycle =

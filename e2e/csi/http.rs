@@ -66,7 +66,7 @@ async fn an_address_that_cannot_be_used_is_named() {
     for address in [address.as_str(), "localhost", ":none", "192.0.2.1:80"] {
         let refused = Http::bind(address, subject()).await.err().expect("refused");
         assert_eq!(refused.reason(), Reason::InvalidArgument);
-        assert!(refused.message().starts_with("--http: ") && refused.message().contains(address), "{refused}");
+        assert!(refused.explanation().starts_with("--http: ") && refused.explanation().contains(address), "{refused}");
     }
     Http::bind(":0", subject()).await.expect("every address, with IPv6 or without");
 }

@@ -143,7 +143,7 @@ async fn the_envelope_of_an_earlier_exchange_does_not_open() {
         }
     };
     let outcome = tampered(Attester::Sample, Reason::KbsProtocol, tamper).await;
-    assert!(outcome.error.message().contains("not encrypted for this exchange"), "{}", outcome.error);
+    assert!(outcome.error.explanation().contains("not encrypted for this exchange"), "{}", outcome.error);
 }
 
 #[tokio::test]
@@ -169,7 +169,7 @@ async fn a_missing_key_is_named_with_what_to_do() {
     kbs.state.allow(&absent, NODE).expect("allowed");
     let error = client.secret(&absent).await.expect_err("no such key");
     assert_eq!(error.reason(), Reason::KeyNotFound);
-    assert!(error.message().contains("kbs:///csi-volumes/default/absent"), "{error}");
+    assert!(error.explanation().contains("kbs:///csi-volumes/default/absent"), "{error}");
     assert_eq!(kbs.releases().len(), 1);
 }
 
@@ -199,7 +199,7 @@ async fn a_slow_kbs_is_given_up_at_every_step() {
             let started = std::time::Instant::now();
             let error = refused(&client, Reason::KbsTimeout).await;
             assert!(started.elapsed() < Duration::from_secs(8), "{step}");
-            assert!(error.message().contains("2 s"), "{error}");
+            assert!(error.explanation().contains("2 s"), "{error}");
         }
     }
 }

@@ -224,7 +224,7 @@ async fn another_tpm_is_refused_by_policy() {
     let kbs = Kbs::for_node(&tpm.attester(), "0-7").await;
     released(&kbs.client(tpm.attester())).await;
     let error = refused(&kbs.client(other.attester()), Reason::PolicyDenied).await;
-    assert!(error.message().contains("kbs:///csi-volumes/default/key"), "{error}");
+    assert!(error.explanation().contains("kbs:///csi-volumes/default/key"), "{error}");
     assert_eq!(kbs.releases().len(), 1);
 }
 
@@ -261,7 +261,7 @@ async fn the_password_of_the_endorsement_hierarchy_comes_from_its_file() {
     tpm.tool("tpm2_changeauth", &["-c", "endorsement", "hush-hush"]);
     let error = tpm.attester().describe().await.expect_err("no password");
     assert_eq!(error.reason(), Reason::AttesterUnavailable);
-    assert!(error.message().contains("--endorsement-auth-file"), "{error}");
+    assert!(error.explanation().contains("--endorsement-auth-file"), "{error}");
 
     let directory = tempfile::tempdir().expect("a directory");
     let file = directory.path().join("auth");

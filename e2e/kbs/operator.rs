@@ -15,7 +15,7 @@ async fn the_policy_is_read_again_at_every_request() {
     released(&client).await;
     kbs.state.deny(&key_uri(), NODE).expect("denied");
     let error = refused(&client, Reason::PolicyDenied).await;
-    assert!(error.message().contains("add this node"), "{error}");
+    assert!(error.explanation().contains("add this node"), "{error}");
     assert_eq!(kbs.releases().len(), 1);
     kbs.state.allow(&key_uri(), NODE).expect("allowed");
     released(&client).await;
@@ -81,7 +81,7 @@ fn a_key_is_not_replaced_by_accident() {
     let before = std::fs::read(directory.path().join("secrets.json")).expect("secrets");
     let error = state.put(&key_uri(), &secret(&[1; 32]), false, &[]).expect_err("there is one");
     assert_eq!(error.reason(), Reason::AlreadyExists);
-    assert!(error.message().contains("--replace"), "{error}");
+    assert!(error.explanation().contains("--replace"), "{error}");
     assert_eq!(std::fs::read(directory.path().join("secrets.json")).expect("secrets"), before);
 }
 

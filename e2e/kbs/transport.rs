@@ -46,7 +46,7 @@ async fn a_kbs_that_another_ca_signed_is_not_trusted() {
     let other = Kbs::start(true);
     let error =
         refused(&client(&kbs.url(), &other.state.ca_file(), Attester::Sample, LIMITS), Reason::KbsUntrusted).await;
-    assert!(error.message().contains("--kbs-ca"), "{error}");
+    assert!(error.explanation().contains("--kbs-ca"), "{error}");
     assert_eq!(kbs.releases().len(), 1);
 }
 
@@ -60,7 +60,7 @@ async fn a_certificate_for_another_host_is_not_trusted() {
     let wrong = identity(&["canary-of-the-certificate.example", "127.0.0.2"]);
     let error =
         refused(&client(&wrong.url, &wrong.identity.ca_file(), Attester::Sample, LIMITS), Reason::KbsUntrusted).await;
-    assert!(error.message().contains("host name"), "{error}");
+    assert!(error.explanation().contains("host name"), "{error}");
     let told = format!("{} {error:?}", error.chain());
     assert!(!told.contains("canary"), "what an impostor says goes into an Event: {told}");
     assert_eq!(kbs.releases().len(), 1);
@@ -74,7 +74,7 @@ async fn a_certificate_outside_its_dates_is_not_trusted() {
         let proxy = Proxy::start(kbs.url(), &kbs.state.ca_file(), identity, Box::new(|_, _| ()));
         let untrusted = client(&proxy.url, &proxy.identity.ca_file(), Attester::Sample, LIMITS);
         let error = refused(&untrusted, Reason::KbsUntrusted).await;
-        assert!(error.message().contains("clock"), "{error}");
+        assert!(error.explanation().contains("clock"), "{error}");
     }
 }
 
@@ -84,7 +84,7 @@ async fn a_server_without_tls_is_no_kbs() {
     let port = raw_server(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}");
     let plain = client(&format!("https://127.0.0.1:{port}"), &kbs.state.ca_file(), Attester::Sample, LIMITS);
     let error = refused(&plain, Reason::KbsProtocol).await;
-    assert!(error.message().contains("TLS"), "{error}");
+    assert!(error.explanation().contains("TLS"), "{error}");
 }
 
 #[tokio::test]
@@ -98,8 +98,8 @@ async fn a_closed_port_and_an_unknown_name_are_unreachable() {
     assert_eq!(reached.last_exchange_error(), Some(Reason::KbsUnreachable));
     let error =
         refused(&client("https://kbs.invalid", &ca_file, Attester::Sample, LIMITS), Reason::KbsUnreachable).await;
-    assert!(error.message().contains("kbs.invalid"), "{error}");
-    assert!(!error.message().contains(&url), "{error}");
+    assert!(error.explanation().contains("kbs.invalid"), "{error}");
+    assert!(!error.explanation().contains(&url), "{error}");
 }
 
 #[tokio::test]
@@ -112,5 +112,5 @@ async fn what_is_not_http_is_a_protocol_error() {
 async fn a_connection_that_breaks_in_an_answer_is_unreachable() {
     let cut = raw_server(b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n{");
     let error = refused(&over_plain_http(cut), Reason::KbsUnreachable).await;
-    assert!(error.message().contains("broke"), "{error}");
+    assert!(error.explanation().contains("broke"), "{error}");
 }

@@ -347,7 +347,7 @@ fn a_wrong_passphrase_and_a_blocked_keyring_are_told_apart() {
     shell(&format!("echo {} >{limit}", before.trim()));
     let error = result.expect_err("refused");
     assert_eq!(error.reason(), Reason::Internal);
-    assert!(error.message().contains("add_key"), "{error}");
+    assert!(error.explanation().contains("add_key"), "{error}");
     assert_eq!(volume.look(), Mapper::Absent);
     volume.open().expect("opens");
     crypt::close(&volume.shape.id).expect("closes");
@@ -368,7 +368,7 @@ fn a_volume_in_use_stays_open_and_says_so() {
     volume.open().expect("opens");
     let user = File::open(crypt::device_node(&volume.shape.id).expect("a node")).expect("opens");
     let error = crypt::close(&volume.shape.id).expect_err("in use");
-    assert!(error.message().contains("in use"), "{error}");
+    assert!(error.explanation().contains("in use"), "{error}");
     assert_eq!(volume.look(), Mapper::Live);
     drop(user);
     crypt::close(&volume.shape.id).expect("closes");

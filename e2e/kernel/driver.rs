@@ -27,7 +27,7 @@ pub(crate) const SOCKET: &str = "/var/lib/kubelet/plugins/csi.coffer.dev/csi.soc
 /// Where the driver under test answers over HTTP.
 pub(crate) const HTTP: &str = "127.0.0.1:9808";
 /// What Kubernetes would call this node.
-const NODE: &str = "node1";
+pub(crate) const NODE: &str = "node1";
 /// Enough for a stage under TCG behind a slow KBS.
 const CALL_DEADLINE: Duration = Duration::from_secs(150);
 
@@ -59,12 +59,16 @@ impl Kind {
 /// How a driver is started.
 #[derive(Clone, Debug)]
 pub(crate) struct Options {
+    /// What the node is called.
+    pub(crate) node: &'static str,
     /// The pool's directory.
     pub(crate) pool: PathBuf,
     /// Flags that name KBS and attester.
     pub(crate) kbs: Vec<String>,
     /// Further flags.
     pub(crate) flags: Vec<String>,
+    /// Variables of its environment.
+    pub(crate) variables: &'static [(&'static str, &'static str)],
     /// Where both outputs of the program go.
     pub(crate) log: PathBuf,
     /// The cluster that the driver is a node of, if it is not alone.
@@ -318,7 +322,8 @@ fn spawn(options: &Options) -> Child {
     command.arg(if options.kubeconfig.is_some() { "node" } else { "all" });
     command.envs(options.kubeconfig.map(|file| ("KUBECONFIG", file)));
     command.envs(options.libraries.map(|directory| ("LD_LIBRARY_PATH", directory)));
-    command.args(["--endpoint", &format!("unix://{SOCKET}"), "--node-name", NODE, "--http", HTTP]);
+    command.envs(options.variables.iter().copied());
+    command.args(["--endpoint", &format!("unix://{SOCKET}"), "--node-name", options.node, "--http", HTTP]);
     command.arg("--pool").arg(&options.pool).args(&options.kbs).args(["--kubelet-dir", KUBELET]);
     command.args(&options.flags);
     command.stdout(log.try_clone().expect("a second handle")).stderr(log).spawn().expect("coffer starts")

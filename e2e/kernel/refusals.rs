@@ -85,6 +85,19 @@ fn a_kbs_with_a_certificate_of_somebody_else() {
 }
 
 #[test]
+fn a_proxy_in_the_environment_comes_not_between() {
+    let mut scene = Scene::new();
+    // Nobody listens there: what went that way would come back as KbsUnreachable.
+    const NOWHERE: &str = "http://127.0.0.1:9";
+    scene.options().variables = &[("https_proxy", NOWHERE), ("HTTPS_PROXY", NOWHERE), ("ALL_PROXY", NOWHERE)];
+    scene.restart_driver();
+    let volume = Volume::create_staged(&scene, "proxy", Kind::Ext4);
+    volume.unstage(&scene);
+    volume.delete(&scene);
+    scene.end();
+}
+
+#[test]
 fn a_policy_that_denies() {
     refused("PolicyDenied", Code::PermissionDenied, |scene| scene.broker.deny(), |scene| scene.broker.reset());
 }

@@ -11,6 +11,7 @@ use std::time::Instant;
 
 use crate::broker::Broker;
 use crate::driver::Driver;
+use crate::driver::NODE;
 use crate::driver::Options;
 use crate::leaks::Listing;
 
@@ -97,9 +98,11 @@ impl Scene {
         let broker = Broker::get();
         broker.reset();
         let options = Options {
+            node: NODE,
             pool: POOL.into(),
             kbs: broker.flags(),
             flags: Vec::new(),
+            variables: &[],
             log: log(Location::caller()),
             kubeconfig,
             libraries: None,

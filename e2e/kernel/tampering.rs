@@ -58,7 +58,7 @@ fn a_truncated_record_is_refused() {
 
 #[test]
 fn a_record_of_a_newer_schema_is_refused() {
-    spoiled("RecordTooNew", |_, volume| edit_record(volume, |record| record["schema"] = 3.into()));
+    spoiled("RecordTooNew", |_, volume| edit_record(volume, |record| record["schema"] = 99.into()));
 }
 
 #[test]
@@ -67,6 +67,43 @@ fn a_record_for_another_id_is_refused() {
         let other = coffer::volume::VolumeId::for_name("other");
         edit_record(volume, |record| record["id"] = other.as_str().into());
     });
+}
+
+#[test]
+fn the_volume_of_another_node_is_refused_before_a_key_is_asked_for() {
+    let mut scene = Scene::new();
+    let volume = Volume::create_staged(&scene, "elsewhere", Kind::Ext4);
+    volume.unstage(&scene);
+    let released = scene.broker.releases();
+    let home = std::mem::replace(&mut scene.options().node, "node2");
+    scene.restart_driver();
+    volume.stage_is_refused(&scene, "WrongNode");
+    assert_eq!(scene.broker.releases(), released);
+    scene.options().node = home;
+    scene.restart_driver();
+    volume.stage(&scene);
+    volume.unstage(&scene);
+    volume.delete(&scene);
+    scene.end();
+}
+
+#[test]
+fn an_open_volume_whose_record_was_changed_is_closed_and_not_deleted_below_its_mount() {
+    let scene = Scene::new();
+    let volume = Volume::create_staged(&scene, "changed", Kind::Ext4);
+    fs::write(volume.file("file"), "text").expect("written");
+    let record = fs::read(volume.record()).expect("the record");
+    edit_record(&volume, |record| record["luks_uuid"] = "11111111-2222-4333-8444-555555555555".into());
+    let status = scene.driver().delete(&volume.id).expect_err("it is mounted");
+    assert!(status.message().starts_with("StillStaged: "), "{status:?}");
+    volume.unstage(&scene);
+    assert_eq!(shell("dmsetup ls; losetup --list --noheadings").trim(), "No devices found");
+    fs::write(volume.record(), record).expect("put back");
+    volume.stage(&scene);
+    assert_eq!(fs::read_to_string(volume.file("file")).expect("there"), "text");
+    volume.unstage(&scene);
+    volume.delete(&scene);
+    scene.end();
 }
 
 #[test]

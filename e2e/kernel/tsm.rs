@@ -56,7 +56,7 @@ fn evidence(configfs: &Configfs, tee: Tee, digest: &[u8; 48]) -> Result<Value, E
 fn refusal(configfs: &Configfs, tee: Tee) -> String {
     let error = evidence(configfs, tee, &DIGEST).expect_err("refused");
     assert_eq!(error.reason(), Reason::AttesterUnavailable);
-    error.message().to_owned()
+    error.explanation()
 }
 
 /// The data that the quote in `evidence` is bound to.

@@ -56,19 +56,20 @@ impl Cluster {
         let wanted = values.as_object().context("values are an object")?;
         all.as_object_mut().context("values are an object")?.extend(wanted.clone());
         self.values(VALUES, &all)?;
-        Ok(commands(&self.helm_install(&own_chart())?))
+        Ok(commands(&self.helm_install(&own_chart(), "")?))
     }
 
-    /// Installs `chart` with the values of [`Cluster::install`]; returns when pods can be scheduled for its volumes.
-    pub(crate) fn install_again(&self, chart: &Path) -> Result<()> {
-        self.helm_install(chart)?;
+    /// Installs `chart` with the values of [`Cluster::install`], but for those in `flags`; returns when pods can be scheduled
+    /// for its volumes.
+    pub(crate) fn install_again(&self, chart: &Path, flags: &str) -> Result<()> {
+        self.helm_install(chart, flags)?;
         self.wait_for_registration()?;
         self.wait_for_capacities()
     }
 
-    fn helm_install(&self, chart: &Path) -> Result<String> {
-        let values = self.run.join(VALUES);
-        self.helm(&format!("install coffer {} --create-namespace --values {}", chart.display(), values.display()))
+    fn helm_install(&self, chart: &Path, flags: &str) -> Result<String> {
+        let (chart, values) = (chart.display(), self.run.join(VALUES));
+        self.helm(&format!("install coffer {chart} --create-namespace --values {} {flags}", values.display()))
     }
 
     /// Removes the release; returns when its pods are gone.

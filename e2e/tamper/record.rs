@@ -28,7 +28,8 @@ fn mutated(at: &str, kind: Kind) -> Reason {
         ("/schema", Kind::Emptied) => Reason::RecordTampered,
         // Without a valid check value the secret passes for a wrong one: which of the two lies cannot be told.
         ("/key_check", _) if absent || kind == Kind::AnotherValue => Reason::WrongKey,
-        ("/header_digest" | "/mac", _) if absent => Reason::RecordTampered,
+        ("/header_digest" | "/mac" | "/node", _) if absent => Reason::RecordTampered,
+        ("/node", Kind::AnotherValue) => Reason::WrongNode,
         ("/name" | "/created" | "/sizes/0/since", Kind::AnotherValue | Kind::Emptied)
         | ("/header_digest" | "/mac" | "/luks_uuid", Kind::AnotherValue)
         | ("/sizes/0/payload_bytes", Kind::AnotherValue | Kind::Emptied)
@@ -70,6 +71,8 @@ fn plausible(document: &Value) -> Vec<Case> {
         with("a file", "key_uri", json!("file:///etc/passwd"), Reason::RecordDamaged),
         with("another", "luks_uuid", json!("11111111-2222-4333-8444-555555555555"), Reason::RecordTampered),
         with("the future", "created", json!("2999-01-01T00:00:00Z"), Reason::RecordTampered),
+        with("another node", "node", json!("node2"), Reason::WrongNode),
+        with("no name of a node", "node", json!("\u{1b}[2J"), Reason::RecordDamaged),
         with("a state that does not exist", "state", json!("Fresh"), Reason::RecordDamaged),
         with("of another header", "header_digest", digest.clone(), Reason::RecordTampered),
         with("of another secret", "key_check", digest.clone(), Reason::WrongKey),

@@ -135,7 +135,7 @@ impl Provisioner for ClusterPools {
     async fn list(&self) -> Result<Vec<Volume>> {
         let resources = self.volumes.list(&ListParams::default()).await.map_err(failed("list the volumes"))?;
         let readable = |resource: EncryptedVolume| {
-            resource.volume().inspect_err(|error| tracing::warn!(%error, "a resource is not ours")).ok()
+            resource.volume().inspect_err(|error| tracing::warn!(error = error.chain(), "a resource is not ours")).ok()
         };
         let made = resources.items.into_iter().filter(EncryptedVolume::is_made);
         let mut volumes: Vec<Volume> = made.filter_map(readable).collect();

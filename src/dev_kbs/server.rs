@@ -73,9 +73,8 @@ impl Server {
     pub fn start(state: State, config: ServeConfig) -> Result<Self> {
         let ServeConfig { listen, names, allow_sample } = config;
         let tls = tls::server_config(&state.ca_file(), &state.ca_key_file(), &names)?;
-        let failed = |cause: std::io::Error| {
-            Error::invalid("--listen", format!("{listen} cannot be used ({cause})")).caused_by(cause)
-        };
+        let failed =
+            |cause: std::io::Error| Error::invalid("--listen", format!("{listen} cannot be used")).caused_by(cause);
         let listener = TcpListener::bind(listen).map_err(failed)?;
         listener.set_nonblocking(true).map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;

@@ -73,7 +73,7 @@ impl State {
     /// `InvalidArgument` if it cannot be made.
     pub fn open(directory: &Path) -> Result<Self> {
         std::fs::create_dir_all(directory).map_err(|cause| {
-            Error::invalid("--state", format!("{} cannot be made ({cause})", directory.display())).caused_by(cause)
+            Error::invalid("--state", format!("{} cannot be made", directory.display())).caused_by(cause)
         })?;
         Ok(Self { directory: directory.to_owned() })
     }
@@ -231,7 +231,7 @@ pub(super) fn read(path: &Path) -> Result<Option<Zeroizing<Vec<u8>>>> {
         Ok(bytes) => Ok(Some(Zeroizing::new(bytes))),
         Err(cause) if cause.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(cause) => {
-            let message = format!("{} cannot be read ({cause})", path.display());
+            let message = format!("{} cannot be read", path.display());
             Err(Error::new(Reason::Internal, message).caused_by(cause))
         }
     }
@@ -260,5 +260,5 @@ pub(super) fn replace(path: &Path, bytes: &[u8], mode: Mode) -> Result<()> {
 }
 
 fn unwritable(path: &Path, cause: impl std::error::Error + Send + Sync + 'static) -> Error {
-    Error::new(Reason::Internal, format!("{} cannot be written ({cause})", path.display())).caused_by(cause)
+    Error::new(Reason::Internal, format!("{} cannot be written", path.display())).caused_by(cause)
 }

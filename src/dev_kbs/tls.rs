@@ -63,5 +63,5 @@ fn ca_params() -> CertificateParams {
 }
 
 fn failed(what: &str, cause: impl std::error::Error + Send + Sync + 'static) -> Error {
-    Error::new(Reason::Internal, format!("{what} cannot be made or read ({cause})")).caused_by(cause)
+    Error::new(Reason::Internal, format!("{what} cannot be made or read")).caused_by(cause)
 }

@@ -57,7 +57,7 @@ pub fn create(path: &Path, backing_bytes: u64, allocation: Allocation) -> Result
             Some(Errno::ROFS) => Reason::PoolMissing,
             _ => Reason::Internal,
         };
-        Error::new(reason, format!("the image {} could not be made: {cause}", path.display())).caused_by(cause)
+        Error::new(reason, format!("the image {} could not be made", path.display())).caused_by(cause)
     };
     let image = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map_err(failed)?;
     if allocation == Allocation::Reserved {
@@ -307,7 +307,7 @@ mod tests {
         ] {
             let error = holds_data(path).expect_err(word);
             assert_eq!(error.reason(), Reason::DeviceMissing);
-            assert!(error.message().contains(word), "{error}");
+            assert!(error.explanation().contains(word), "{error}");
         }
         assert!(erase(&link).is_err() && link.is_symlink());
     }

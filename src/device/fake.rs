@@ -413,5 +413,5 @@ fn internal(cause: io::Error) -> Error {
 }
 
 fn failed(reason: Reason, what: &str, cause: io::Error) -> Error {
-    Error::new(reason, format!("{what}: {cause}"))
+    Error::new(reason, what).caused_by(cause)
 }

@@ -125,7 +125,8 @@ fn run(program: &str, arguments: &[&str], node: &Path) -> Result<Output> {
         .stderr(Stdio::piped())
         .output()
         .map_err(|cause| {
-            Error::new(Reason::Internal, format!("{program} cannot be started: {cause}; install it beside the driver"))
+            Error::new(Reason::Internal, format!("{program} cannot be started; install it beside the driver"))
+                .caused_by(cause)
         })
 }
 
@@ -189,6 +190,6 @@ mod tests {
     fn a_device_that_is_not_there_is_not_called_damaged() {
         let error = check(Path::new("/nonexistent/dm-7"), FsType::Ext4).expect_err("nothing to check");
         assert_eq!(error.reason(), Reason::Internal, "{error}");
-        assert!(error.message().contains("No such file"), "{error}");
+        assert!(error.explanation().contains("No such file"), "{error}");
     }
 }

@@ -51,7 +51,7 @@ const BAD_CHECKSUM: Errno = Errno::BADMSG;
 /// The mount table of this process.
 pub fn table() -> Result<Vec<Line>> {
     let text = std::fs::read("/proc/self/mountinfo")
-        .map_err(|cause| Error::new(Reason::Internal, format!("the mount table cannot be read: {cause}")))?;
+        .map_err(|cause| Error::new(Reason::Internal, "the mount table cannot be read").caused_by(cause))?;
     parse(&text)
 }
 
@@ -89,7 +89,9 @@ pub fn resolve(path: &Path) -> Result<PathBuf> {
     match std::fs::canonicalize(parent) {
         Ok(parent) => Ok(parent.join(name)),
         Err(cause) if cause.kind() == io::ErrorKind::NotFound => Ok(path.to_owned()),
-        Err(cause) => Err(Error::new(Reason::Internal, format!("{} cannot be resolved: {cause}", parent.display()))),
+        Err(cause) => {
+            Err(Error::new(Reason::Internal, format!("{} cannot be resolved", parent.display())).caused_by(cause))
+        }
     }
 }
 
@@ -223,7 +225,7 @@ fn target_error(target: &Path, wrong: Reason, cause: io::Error) -> Error {
         io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => wrong,
         _ => Reason::Internal,
     };
-    Error::new(reason, format!("{} cannot be used as a mount point: {cause}", target.display())).caused_by(cause)
+    Error::new(reason, format!("{} cannot be used as a mount point", target.display())).caused_by(cause)
 }
 
 fn fd_path(fd: &OwnedFd) -> PathBuf {
@@ -265,7 +267,7 @@ pub fn usage(path: &Path) -> Result<Usage> {
     let unreadable = |cause: io::Error| {
         let reason =
             if cause.kind() == io::ErrorKind::NotFound { Reason::VolumeNotFound } else { Reason::DeviceUnreadable };
-        Error::new(reason, format!("{} cannot be read: {cause}", path.display()))
+        Error::new(reason, format!("{} cannot be read", path.display())).caused_by(cause)
     };
     if std::fs::metadata(path).map_err(unreadable)?.file_type().is_block_device() {
         let total_bytes = File::open(path).and_then(|mut node| node.seek(SeekFrom::End(0))).map_err(unreadable)?;

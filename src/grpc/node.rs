@@ -229,7 +229,7 @@ impl Node {
         let mut health = Vec::new();
         for pool in self.lifecycle.sight_pools().await? {
             match pool.capacity {
-                Err(error) => health.push(health::of_storage(Unreachable, error.reason(), error.message())),
+                Err(error) => health.push(health::of_storage(Unreachable, error.reason(), &error.explanation())),
                 Ok(capacity) if capacity.available_bytes < Content::Block.minimum_bytes() => {
                     let message = format!("pool {} has no room for another volume", pool.name);
                     health.push(health::of_storage(Degraded, Reason::NoSpace, &message));

@@ -58,7 +58,7 @@ impl Host {
             }
             Ok((_, backing, image)) if record.header_digests().any(|digest| image.has_digest(&shape, &digest)) => {
                 let error = crypt::check_tags(&shape, &backing, false).err()?;
-                Some((error.reason(), error.message().to_owned()))
+                Some((error.reason(), error.explanation()))
             }
             // A rotation may have replaced both between the two reads.
             Ok(_)
@@ -71,7 +71,7 @@ impl Host {
                 let text = "no copy of the header on the backing is the one that was sealed";
                 Some((Reason::HeaderTampered, text.to_owned()))
             }
-            Err(error) => Some((error.reason(), error.message().to_owned())),
+            Err(error) => Some((error.reason(), error.explanation())),
         }
     }
 }

@@ -26,7 +26,10 @@ impl Lifecycle {
     /// Notes the bad sectors that `listener` hears of, until it is dropped.
     pub async fn watch(self, listener: Listener) {
         if let Err(error) = self.blocking(Host::note_missing_openings).await {
-            tracing::warn!(%error, "some open volumes may not show integrity errors before they are staged again");
+            tracing::warn!(
+                error = error.chain(),
+                "some open volumes may not show integrity errors before they are staged again"
+            );
         }
         loop {
             self.hear(listener.next().await).await;

@@ -115,7 +115,7 @@ impl Host {
             .look(&request.id, Some(shape))
             .and_then(|kernel| self.descend(&request.id, Some(shape), kernel, &request.staging_path));
         if let Err(error) = descended {
-            tracing::warn!(%error, "a refused stage could not be undone");
+            tracing::warn!(error = error.chain(), "a refused stage could not be undone");
         }
     }
 

@@ -81,7 +81,7 @@ impl fmt::Display for BadSectors {
 impl LocalPool {
     /// Notes that a stage was refused.
     pub fn note_refusal(&self, id: &VolumeId, error: &Error) {
-        let refusal = Refusal { reason: error.reason().to_string(), message: error.message().to_owned(), at: now() };
+        let refusal = Refusal { reason: error.reason().to_string(), message: error.explanation(), at: now() };
         self.note(id, REFUSAL_FILE, &refusal);
     }
 
@@ -157,7 +157,7 @@ impl LocalPool {
         }
         let text = serde_json::to_vec_pretty(note).expect("a note holds texts only");
         if let Err(error) = replace(&directory, file, &text) {
-            tracing::debug!(%error, file, "the note could not be written");
+            tracing::debug!(error = &error as &dyn std::error::Error, file, "the note could not be written");
         }
     }
 

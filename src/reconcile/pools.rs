@@ -82,7 +82,7 @@ impl PoolReporter {
     /// What the kernel can do. Modules that were loaded meanwhile add to it.
     async fn features(&self) -> Vec<String> {
         self.lifecycle.features().await.unwrap_or_else(|error| {
-            tracing::warn!(%error, "it is not shown what the kernel can do");
+            tracing::warn!(error = error.chain(), "it is not shown what the kernel can do");
             Vec::new()
         })
     }
@@ -104,7 +104,7 @@ impl PoolReporter {
             },
             Err(error) => EncryptedPoolStatus {
                 reason: Some(error.reason().to_string()),
-                message: Some(error.message().to_owned()),
+                message: Some(error.explanation()),
                 attester,
                 features,
                 ..EncryptedPoolStatus::default()
@@ -148,7 +148,7 @@ impl PoolReporter {
         let mut found = Vec::new();
         for (id, error) in contents {
             let (reason, message) = match (&error, missing.remove(id.as_str())) {
-                (Some(error), _) => (error.reason().to_string(), error.message().to_owned()),
+                (Some(error), _) => (error.reason().to_string(), error.explanation()),
                 (None, None) => (
                     "Orphaned".to_owned(),
                     "it is in the pool and no encvol asks for it; `coffer volume purge` on the node removes it"

@@ -12,6 +12,7 @@ use crate::cluster::condition;
 use crate::lifecycle::Sighting;
 use crate::volume::ERASURE;
 use crate::volume::Error;
+use crate::volume::HealthStatus;
 use crate::volume::Reason;
 use crate::volume::erasure_receipt;
 
@@ -109,7 +110,7 @@ pub(super) fn seen(volume: &EncryptedVolume, sighting: &Sighting) -> EncryptedVo
 /// The volume was made and cannot be looked at.
 pub(super) fn unseen(volume: &EncryptedVolume, error: &Error) -> EncryptedVolumeStatus {
     let mut status = before(volume);
-    status.health = Some("Inaccessible".to_owned());
+    status.health = Some(HealthStatus::Inaccessible.to_string());
     say(&mut status, volume, condition::HEALTHY, Err(error));
     status
 }
@@ -161,7 +162,7 @@ fn say(
 ) {
     match outcome {
         Ok(said) => put(status, volume, kind, "True", said),
-        Err(error) => put(status, volume, kind, "False", (error.reason().as_str(), error.message().to_owned())),
+        Err(error) => put(status, volume, kind, "False", (error.reason().as_str(), error.explanation())),
     }
 }
 

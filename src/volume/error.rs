@@ -198,22 +198,22 @@ impl Error {
         self.reason
     }
 
-    /// The text after the reason word.
+    /// Message and every cause behind it, in one line: what is shown beside the reason word.
     #[must_use]
-    pub fn message(&self) -> &str {
-        &self.message
-    }
-
-    /// Reason word, message and every cause behind it, in one line.
-    #[must_use]
-    pub fn chain(&self) -> String {
-        let mut text = self.to_string();
+    pub fn explanation(&self) -> String {
+        let mut text = self.message.clone();
         let mut cause = self.source();
         while let Some(error) = cause {
             text = format!("{text}: {error}");
             cause = error.source();
         }
         text
+    }
+
+    /// Reason word and explanation.
+    #[must_use]
+    pub fn chain(&self) -> String {
+        format!("{}: {}", self.reason, self.explanation())
     }
 }
 

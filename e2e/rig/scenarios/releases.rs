@@ -10,6 +10,7 @@ use super::Scenario;
 use super::counter::while_counting;
 use super::scene::Scene;
 use crate::control_plane::NODES;
+use crate::install::KEY_URI;
 use crate::objects::claim;
 use crate::objects::on;
 use crate::objects::pod;
@@ -35,7 +36,9 @@ fn from_first(scene: &mut Scene) -> Result<()> {
         scene.cluster.uninstall()?;
         let kept = scene.get("encvol", &volume.id)?.is_some_and(|kept| kept["status"]["phase"] == "Staged");
         anyhow::ensure!(kept, "the resource of the volume went with the release");
-        scene.cluster.install_again(&chart)?;
+        // It knew no profile with tags.
+        let classes = json!([{ "name": "coffer", "keyUri": KEY_URI }]);
+        scene.cluster.install_again(&chart, &format!("--set-json 'storageClasses={classes}'"))?;
         scene.apply(&[claim("older", "64Mi"), on(first, pod("writer", &["older"]))])?;
         scene.ready("writer")?;
         let digest = scene.write("writer", "/older/file")?;

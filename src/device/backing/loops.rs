@@ -64,7 +64,8 @@ unsafe impl Ioctl for GetFree {
 /// Attaches `image` to a free loop device and makes sure that it is what was asked for.
 pub(super) fn configure(image: &File, found: &Metadata) -> Result<Attached> {
     let failed = |what: &str, cause: io::Error| {
-        Error::new(Reason::Internal, format!("{what}: {cause}; is the loop module there, and /dev the kernel's own?"))
+        Error::new(Reason::Internal, format!("{what}; is the loop module there, and /dev the kernel's own?"))
+            .caused_by(cause)
     };
     let control = OpenOptions::new().read(true).write(true).open("/dev/loop-control");
     let control = control.map_err(|cause| failed("/dev/loop-control cannot be opened", cause))?;
@@ -139,7 +140,7 @@ fn status(device: &File) -> Result<loop_info64, Errno> {
 
 /// Every attached loop device, with the path that the kernel shows for its file.
 pub(super) fn all() -> Result<Vec<(String, Option<PathBuf>)>> {
-    let failed = |cause: io::Error| Error::new(Reason::Internal, format!("/sys/block cannot be listed: {cause}"));
+    let failed = |cause: io::Error| Error::new(Reason::Internal, "/sys/block cannot be listed").caused_by(cause);
     let mut found = Vec::new();
     for entry in std::fs::read_dir("/sys/block").map_err(failed)? {
         let name = entry.map_err(failed)?.file_name().to_string_lossy().into_owned();
@@ -156,7 +157,8 @@ pub(super) fn all() -> Result<Vec<(String, Option<PathBuf>)>> {
 
 /// Whether the loop device `name` sits on the file `found`.
 pub(super) fn sits_on(name: &str, found: &Metadata) -> Result<bool> {
-    let failed = |cause: io::Error| Error::new(Reason::Internal, format!("/dev/{name} cannot be asked: {cause}"));
+    let failed =
+        |cause: io::Error| Error::new(Reason::Internal, format!("/dev/{name} cannot be asked")).caused_by(cause);
     let asked = File::open(Path::new("/dev").join(name)).and_then(|device| Ok(status(&device)?));
     match asked {
         Ok(status) => Ok((status.lo_device, status.lo_inode) == identity(found)),
@@ -170,8 +172,9 @@ pub(super) fn sits_on(name: &str, found: &Metadata) -> Result<bool> {
 pub(super) fn clear(node: &Path) -> Result<()> {
     let name = node.file_name().unwrap_or_default();
     let sys = Path::new("/sys/block").join(name);
-    let failed =
-        |cause: io::Error| Error::new(Reason::Internal, format!("{} could not be detached: {cause}", node.display()));
+    let failed = |cause: io::Error| {
+        Error::new(Reason::Internal, format!("{} could not be detached", node.display())).caused_by(cause)
+    };
     if std::fs::read_dir(sys.join("holders")).map_err(failed)?.next().is_some() {
         return Ok(());
     }

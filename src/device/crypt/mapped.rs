@@ -136,7 +136,7 @@ impl<'a> Mapped<'a> {
     /// Removes the device after a refusal that is told already.
     pub(super) fn discard(&self) {
         if let Err(error) = self.remove() {
-            tracing::warn!(volume = %self.id, %error, "a device that was refused stays");
+            tracing::warn!(volume = %self.id, error = error.chain(), "a device that was refused stays");
         }
     }
 

@@ -143,7 +143,7 @@ fn a_profile_with_tags_has_a_header_of_its_own() {
     for attack in attacks {
         let error = sealed.clone().forge_json(attack).verify(&aead(), &key()).expect_err("refused");
         assert_eq!(error.reason(), Reason::HeaderTampered);
-        assert!(error.message().contains("of its JSON") || error.message().contains("in its JSON"), "{error}");
+        assert!(error.explanation().contains("of its JSON") || error.explanation().contains("in its JSON"), "{error}");
     }
     // Without a seal it is found by what an authenticated record says of it, and by nothing else.
     let found = formatted.unsealed(&aead(), &digest).expect("no error").expect("found");
@@ -194,7 +194,7 @@ fn what_is_no_header_is_called_missing() {
     ext4.bytes_mut()[1080..1082].copy_from_slice(&[0x53, 0xef]);
     let error = ext4.verify(&shape(), &key()).expect_err("refused");
     assert_eq!(error.reason(), Reason::HeaderMissing);
-    assert!(error.message().contains("an ext4 filesystem"), "{error}");
+    assert!(error.explanation().contains("an ext4 filesystem"), "{error}");
     assert_eq!(refused(&sealed().forge(|copy| copy[..6].fill(0x41))), Reason::HeaderMissing);
 }
 
@@ -260,8 +260,8 @@ fn every_known_attack_on_the_json_is_refused_by_the_profile() {
     for (at, attack) in attacks {
         let error = sealed().forge_json(attack).verify(&shape(), &key()).expect_err(at);
         assert_eq!(error.reason(), Reason::HeaderTampered, "{at}");
-        assert!(error.message().contains(at), "{at}: {error}");
-        assert!(error.message().len() < 512, "{at}: too long for an Event");
+        assert!(error.explanation().contains(at), "{at}: {error}");
+        assert!(error.explanation().len() < 512, "{at}: too long for an Event");
     }
 }
 

@@ -102,8 +102,8 @@ mod tests {
             &long,
         ] {
             let error = check_flags(&options(&["ro", flag]).flags).expect_err(flag);
-            assert!(error.message().contains(&format!("{flag:?}")), "{error}");
-            assert!(error.message().contains("noatime"), "{error}");
+            assert!(error.explanation().contains(&format!("{flag:?}")), "{error}");
+            assert!(error.explanation().contains("noatime"), "{error}");
         }
     }
 

@@ -254,7 +254,7 @@ impl Inner {
     }
 
     fn failed(&self, what: &str, cause: impl std::error::Error + Send + Sync + 'static) -> Error {
-        Error::new(Reason::AttesterUnavailable, format!("the TPM at {}: {what} ({cause})", self.tcti)).caused_by(cause)
+        Error::new(Reason::AttesterUnavailable, format!("the TPM at {}: {what}", self.tcti)).caused_by(cause)
     }
 }
 
@@ -267,8 +267,7 @@ fn public_key_der(modulus: &[u8]) -> Vec<u8> {
 
 fn read_auth(path: &Path) -> Result<Zeroizing<Vec<u8>>> {
     let mut auth = std::fs::read(path).map(Zeroizing::new).map_err(|cause| {
-        Error::invalid("--endorsement-auth-file", format!("{} cannot be read ({cause})", path.display()))
-            .caused_by(cause)
+        Error::invalid("--endorsement-auth-file", format!("{} cannot be read", path.display())).caused_by(cause)
     })?;
     if auth.last() == Some(&b'\n') {
         auth.pop();
@@ -331,7 +330,7 @@ mod tests {
         let tpm = Tpm::new("device:/nonexistent/tpm", None).expect("configured");
         let error = tpm.evidence(&[0; 48]).await.expect_err("no TPM");
         assert_eq!(error.reason(), Reason::AttesterUnavailable);
-        assert!(error.message().contains("/nonexistent/tpm"), "{error}");
+        assert!(error.explanation().contains("/nonexistent/tpm"), "{error}");
     }
 
     #[test]

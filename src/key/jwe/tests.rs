@@ -99,7 +99,7 @@ fn the_header_is_authenticated_as_it_was_spelled() {
     let mut envelope = envelope();
     envelope["protected"] = URL_SAFE_NO_PAD.encode([b" ", header.as_slice()].concat()).into();
     let error = open(&envelope).expect_err("refused");
-    assert!(error.message().contains("changed on its way"), "{error}");
+    assert!(error.explanation().contains("changed on its way"), "{error}");
 }
 
 /// What is wrong, and an envelope with only this wrong.
@@ -224,7 +224,7 @@ fn each_hostile_header_is_refused_although_it_is_authentic() {
     assert!(accepted.is_empty(), "{accepted:?}");
     for (what, hostile) in hostile_headers() {
         let error = open(&hostile).expect_err("refused");
-        assert!(!error.message().contains("changed"), "not for what it says: {what}: {error}");
+        assert!(!error.explanation().contains("changed"), "not for what it says: {what}: {error}");
     }
 }
 
@@ -252,5 +252,5 @@ fn a_member_given_twice_is_refused() {
 #[test]
 fn an_envelope_for_another_exchange_is_refused() {
     let error = ExchangeKey::generate().expect("locked").open(envelope().to_string().as_bytes()).expect_err("refused");
-    assert!(error.message().contains("not encrypted for this exchange"), "{error}");
+    assert!(error.explanation().contains("not encrypted for this exchange"), "{error}");
 }

@@ -135,17 +135,17 @@ mod tests {
         for text in ["", "<html>", "{}", "[]", "null", r#"{"type":7}"#, CANARY] {
             let error = classify(Step::Resource, 500, text).expect("final");
             assert_eq!(error.reason(), Reason::KbsProtocol, "{text}");
-            assert!(error.message().contains("500") && !error.message().contains(CANARY), "{error}");
+            assert!(error.explanation().contains("500") && !error.explanation().contains(CANARY), "{error}");
         }
         let redirect = classify(Step::Auth, 302, &body("PolicyDeny")).expect("final");
-        assert!(redirect.message().contains("redirect"), "{redirect}");
+        assert!(redirect.explanation().contains("redirect"), "{redirect}");
     }
 
     #[test]
     fn what_the_operator_must_do_is_named() {
         let denied = classify(Step::Resource, 401, &body("PolicyDeny")).expect("final");
-        assert!(denied.message().contains("kbs:///a/b/c") && denied.message().contains("policy of that path"));
+        assert!(denied.explanation().contains("kbs:///a/b/c") && denied.explanation().contains("policy of that path"));
         let absent = classify(Step::Resource, 401, &body("PluginInternalError")).expect("final");
-        assert!(absent.message().contains("kbs:///a/b/c") && absent.message().contains("32 random bytes"));
+        assert!(absent.explanation().contains("kbs:///a/b/c") && absent.explanation().contains("32 random bytes"));
     }
 }

@@ -96,7 +96,7 @@ fn base_address(url: &str) -> Result<Url> {
 
 fn pinned_roots(path: &Path) -> Result<RootCertStore> {
     let refused = |what: &str| Error::invalid("--kbs-ca", format!("{} {what}", path.display()));
-    let pem = std::fs::read(path).map_err(|cause| refused(&format!("cannot be read ({cause})")))?;
+    let pem = std::fs::read(path).map_err(|cause| refused("cannot be read").caused_by(cause))?;
     let mut roots = RootCertStore::empty();
     for certificate in CertificateDer::pem_slice_iter(&pem) {
         let certificate = certificate.map_err(|cause| refused("is not PEM").caused_by(cause))?;
@@ -114,12 +114,9 @@ pub(super) fn failed(base: &Url, cause: reqwest::Error) -> Error {
     } else if cause.is_timeout() {
         (Reason::KbsTimeout, format!("{kbs} did not answer in time"))
     } else if cause.is_connect() {
-        (
-            Reason::KbsUnreachable,
-            format!("{kbs} cannot be reached ({}); is it up, is --kbs-url right?", innermost(&cause)),
-        )
+        (Reason::KbsUnreachable, format!("{kbs} cannot be reached; is it up, is --kbs-url right?"))
     } else if find::<io::Error>(&cause).is_some_and(is_of_the_connection) {
-        (Reason::KbsUnreachable, format!("the connection to {kbs} broke ({})", innermost(&cause)))
+        (Reason::KbsUnreachable, format!("the connection to {kbs} broke"))
     } else {
         (Reason::KbsProtocol, format!("{kbs} sent something that is not HTTP, or ended in the middle of its answer"))
     };
@@ -167,14 +164,6 @@ fn find<'a, T: StdError + 'static>(error: &'a (dyn StdError + 'static)) -> Optio
         };
     }
     None
-}
-
-fn innermost(error: &(dyn StdError + 'static)) -> String {
-    let mut current = error;
-    while let Some(source) = current.source() {
-        current = source;
-    }
-    current.to_string()
 }
 
 #[cfg(all(test, feature = "dev"))]

@@ -248,7 +248,7 @@ async fn a_refused_rotation_changes_nothing() {
         for uri in [&from, &to] {
             world.kbs.answers_for(uri, Err(expected));
             let error = world.rotate(&id, &to).await.expect_err("refused");
-            assert!(error.reason() == expected && error.message().contains(&uri.to_string()), "{error}");
+            assert!(error.reason() == expected && error.explanation().contains(&uri.to_string()), "{error}");
             world.release(&uris());
         }
     }

@@ -172,7 +172,7 @@ fn failed(path: &Path, what: &str, cause: io::Error) -> Error {
         Some(Errno::FBIG) => "; the report is too large: kernel, driver and platform do not fit together",
         _ => "",
     };
-    let message = format!("{} {what} ({cause}){hint}", path.display());
+    let message = format!("{} {what}{hint}", path.display());
     Error::new(Reason::AttesterUnavailable, message).caused_by(cause)
 }
 
@@ -219,12 +219,15 @@ mod tests {
     fn a_machine_without_configfs_tsm_says_what_it_lacks() {
         let error = provider(Path::new("/nonexistent/report")).expect_err("nothing there");
         assert_eq!(error.reason(), Reason::AttesterUnavailable);
-        assert!(error.message().contains("/nonexistent/report") && error.message().contains("configfs"), "{error}");
+        assert!(
+            error.explanation().contains("/nonexistent/report") && error.explanation().contains("configfs"),
+            "{error}"
+        );
     }
 
     #[test]
     fn the_causes_that_an_operator_can_act_on_are_explained() {
-        let explained = |errno: Errno| failed(Path::new("/a"), "cannot be read", errno.into()).message().to_owned();
+        let explained = |errno: Errno| failed(Path::new("/a"), "cannot be read", errno.into()).explanation();
         assert!(explained(Errno::FBIG).contains("too large"));
         assert!(explained(Errno::NXIO).contains("no TEE"));
         assert!(!explained(Errno::IO).contains(';'));

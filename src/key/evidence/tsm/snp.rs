@@ -59,7 +59,7 @@ fn parse(bytes: &[u8], bound: &Bound) -> Result<AttestationReport> {
         return Err(refused(format!("the SEV-SNP report has version {version}; 3 to 5 are known")));
     }
     let report = AttestationReport::from_bytes(bytes)
-        .map_err(|cause| refused(format!("the SEV-SNP report is not understood ({cause})")).caused_by(cause))?;
+        .map_err(|cause| refused("the SEV-SNP report is not understood").caused_by(cause))?;
     // The KBS makes the bytes that were signed out of the JSON again.
     if report.to_bytes().ok().is_none_or(|again| again != bytes) {
         return Err(refused("the SEV-SNP report has parts that are not understood"));
@@ -120,7 +120,7 @@ mod tests {
     }
 
     fn refusal(report: &[u8]) -> String {
-        evidence(report, &[], &bound()).expect_err("refused").message().to_owned()
+        evidence(report, &[], &bound()).expect_err("refused").explanation()
     }
 
     #[test]
@@ -170,7 +170,7 @@ mod tests {
             let mut other = bound();
             other[at] ^= 1;
             let error = evidence(&report(3), &[], &other).expect_err("another exchange");
-            assert!(error.message().contains("bound to something else"), "{at}: {error}");
+            assert!(error.explanation().contains("bound to something else"), "{at}: {error}");
         }
     }
 
@@ -212,7 +212,7 @@ mod tests {
             vec![0; 10],
         ] {
             let error = evidence(&report(3), &table, &bound()).expect_err("outside");
-            assert!(error.message().contains("table of certificates"), "{error}");
+            assert!(error.explanation().contains("table of certificates"), "{error}");
         }
     }
 }

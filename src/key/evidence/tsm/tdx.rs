@@ -50,7 +50,7 @@ pub(super) fn evidence(quote: &[u8], bound: &Bound, event_log: &Path) -> Result<
         Ok(log) => return Err(refused(format!("{} has {} bytes, too many", event_log.display(), log.len()))),
         Err(cause) if cause.kind() == ErrorKind::NotFound => None,
         Err(cause) => {
-            return Err(refused(format!("{} cannot be read ({cause})", event_log.display())).caused_by(cause));
+            return Err(refused(format!("{} cannot be read", event_log.display())).caused_by(cause));
         }
     };
     Ok(json!({ "cc_eventlog": log, "quote": STANDARD.encode(quote) }))
@@ -109,7 +109,7 @@ mod tests {
     }
 
     fn refusal(quote: &[u8]) -> String {
-        body(quote, &recorded_bound()).expect_err("refused").message().to_owned()
+        body(quote, &recorded_bound()).expect_err("refused").explanation()
     }
 
     #[test]
@@ -138,9 +138,9 @@ mod tests {
         std::fs::write(&log, b"measured").expect("written");
         assert_eq!(evidence(&log).expect("evidence")["cc_eventlog"], STANDARD.encode("measured"));
         std::fs::write(&log, vec![0; EVENT_LOG_LIMIT_BYTES + 1]).expect("written");
-        assert!(evidence(&log).expect_err("too large").message().contains("too many"));
+        assert!(evidence(&log).expect_err("too large").explanation().contains("too many"));
         let error = evidence(directory.path()).expect_err("a directory");
-        assert!(error.message().contains("cannot be read"), "{error}");
+        assert!(error.explanation().contains("cannot be read"), "{error}");
     }
 
     #[test]
@@ -159,7 +159,7 @@ mod tests {
             let mut other = recorded_bound();
             other[at] ^= 1;
             let error = evidence(RECORDED, &other, Path::new(NO_LOG)).expect_err("another exchange");
-            assert!(error.message().contains("bound to something else"), "{at}: {error}");
+            assert!(error.explanation().contains("bound to something else"), "{at}: {error}");
         }
     }
 
