@@ -1,5 +1,5 @@
 //! The door: Unix sockets, the services of the CSI, registration with the kubelet, and the one table from errors to
-//! gRPC codes. Only this floor knows proto and `Status`.
+//! gRPC codes. Only this floor serves proto and makes a `Status`.
 //!
 //! Every handler reads: check the fields, make one call, answer. RPCs that are not offered are answered UNIMPLEMENTED.
 

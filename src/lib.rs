@@ -55,17 +55,17 @@
 //! - libcryptsetup never sees the backing: it works on a frozen copy of a header that our own parser compared with the
 //!   profile and whose seal was verified. The dm table is ours, and is read back.
 //! - A refused stage leaves nothing behind on the node: after a final code the kubelet may never call unstage.
-//! - Nothing about a volume is remembered in the process except that it is busy. Kernel and record are the only memory,
-//!   so a restart needs no recovery of its own.
+//! - Nothing about a volume is remembered in the process except that it is busy, and when a rotation of its key was refused.
+//!   Kernel and record are the only memory, so a restart needs no recovery of its own.
 //! - Work that has begun goes on when its caller gives up.
 //! - A secret is fetched when the next step needs it and is gone with the call, also from the stack that the call used. It
-//!   is in no error, log line, argument, environment or file, and in no type that can be printed. Memory that could get to
+//!   is in no error, log line, argument, environment or file, and `Debug` shows of it how long it is. Memory that could get to
 //!   a disk gets none.
 //! - Every error carries one [`volume::Reason`], the same word in the gRPC message, the Event, the health entry and the
-//!   log. Only `grpc` knows proto and `Status`.
+//!   log. Only `grpc` serves proto and makes a `Status`.
 //! - A resource in the cluster permits nothing that the node's disk does not; it can only veto. Ready volumes open without
 //!   it.
-//! - Unmounts and removals are never recursive, and never touch what the volume does not own.
+//! - Unmounts, and removals at the kubelet's paths, are never recursive, and never touch what the volume does not own.
 
 #[cfg(feature = "dev")]
 pub mod dev_kbs;

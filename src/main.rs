@@ -1,4 +1,5 @@
-//! Flags and environment: picks the implementations and starts them. Nothing else reads either.
+//! Flags and environment: picks the implementations and starts them. Nothing else reads either but `dev_kbs`, a
+//! program of its own.
 //!
 //! A wrong configuration ends the program at once, with one line that says what is wrong and exit status 2.
 

@@ -1,6 +1,6 @@
 //! Waiting for a condition, with a deadline and the reason why it is waited for.
 //!
-//! Nothing in the rig sleeps for a fixed time: it asks again until the condition holds.
+//! Nothing in the rig sleeps for a fixed time, but for the length of an outage: it asks again until the condition holds.
 
 use std::time::Duration;
 use std::time::Instant;

@@ -167,11 +167,16 @@ fn a_record_put_back_is_believed_about_the_size() {
 }
 
 #[test]
-fn a_record_put_back_and_a_blank_header_make_an_empty_volume_on_a_machine_alone() {
+fn a_record_put_back_and_a_spoiled_header_make_an_empty_volume_on_a_machine_alone() {
     let scene = Scene::new();
-    for state in ["Declared", "Formatting"] {
-        let subject = Subject::new(&scene, state);
-        subject.write(&[(0, vec![0; FRONT_BYTES])], Some(&unfinished(&subject.record, state)));
+    for (name, state) in [("declared", "Declared"), ("blank", "Formatting"), ("spoiled", "Formatting")] {
+        let subject = Subject::new(&scene, name);
+        let mut front = vec![0; FRONT_BYTES];
+        if name == "spoiled" {
+            front.copy_from_slice(&subject.backing[..FRONT_BYTES]);
+            front[40_000] ^= 1;
+        }
+        subject.write(&[(0, front)], Some(&unfinished(&subject.record, state)));
         if state == "Declared" {
             let (length, image) = (subject.backing.len(), subject.volume.backing());
             shell(&format!("fallocate --punch-hole --offset 0 --length {length} {}", image.display()));

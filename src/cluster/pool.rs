@@ -83,7 +83,7 @@ pub struct EncryptedPoolStatus {
     /// What the node's kernel can do: versions of device-mapper targets, and words for what they are able to.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub features: Vec<String>,
-    /// Where directory, records, kernel and resources do not agree. Nothing of it is deleted on its own.
+    /// Where directory, records and resources do not agree. Nothing of it is deleted on its own.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 100))]
     pub disagreements: Vec<Disagreement>,
@@ -92,7 +92,7 @@ pub struct EncryptedPoolStatus {
     pub last_updated: Option<Time>,
 }
 
-/// One volume about which directory, record, kernel and resource do not agree.
+/// One volume about which directory, record and resource do not agree.
 #[derive(KubeSchema, Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Disagreement {

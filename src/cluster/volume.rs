@@ -119,7 +119,7 @@ pub struct EncryptedVolumeStatus {
     /// When the key was last released to the node.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_attested: Option<Time>,
-    /// Healthy, or the reason word of the worst that is wrong.
+    /// Healthy, or how bad the worst is that is wrong: Inaccessible or DataLoss.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub health: Option<String>,
     /// How many of its sectors are known not to hold what was written there.

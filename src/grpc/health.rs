@@ -14,7 +14,6 @@ pub(super) fn of_volume(id: &str, entries: &[HealthEntry]) -> csi::VolumeHealth 
     let mut health_statuses: Vec<VolumeHealthEntry> = Vec::new();
     for entry in entries {
         let status: i32 = match entry.status {
-            HealthStatus::Degraded => VolumeHealthErrorType::Degraded,
             HealthStatus::Inaccessible => VolumeHealthErrorType::Inaccessible,
             HealthStatus::DataLoss => VolumeHealthErrorType::DataLoss,
         }

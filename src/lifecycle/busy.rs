@@ -1,4 +1,4 @@
-//! One operation per volume at a time. This is all that the process remembers about a volume.
+//! One operation per volume at a time. This is all that the lifecycle remembers about a volume.
 
 use std::collections::HashSet;
 

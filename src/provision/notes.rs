@@ -17,14 +17,13 @@ use crate::volume::Error;
 use crate::volume::Reason;
 use crate::volume::SECTOR_BYTES;
 use crate::volume::VolumeId;
+use crate::volume::shortened;
 
 const REFUSAL_FILE: &str = "refusal.json";
 const RELEASE_FILE: &str = "release.json";
 const OPENING_FILE: &str = "opening.json";
 const INTEGRITY_FILE: &str = "integrity.json";
 
-/// How much of a refusal is shown.
-const MESSAGE_CHARACTERS: usize = 2000;
 /// How many bad sectors are kept of one volume.
 const SECTORS_LIMIT: usize = 1024;
 /// How many of them are named in a message.
@@ -102,7 +101,7 @@ impl LocalPool {
         // It is shown where people read words of this driver.
         let is_ours = Reason::ALL.iter().any(|reason| reason.as_str() == noted.reason);
         let plain = |character: char| if character.is_control() { ' ' } else { character };
-        let message = noted.message.chars().take(MESSAGE_CHARACTERS).map(plain).collect();
+        let message = shortened(&noted.message).chars().map(plain).collect();
         is_ours.then_some(Refusal { message, ..noted })
     }
 

@@ -5,8 +5,6 @@ use std::fmt;
 /// How bad it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum HealthStatus {
-    /// Usable, but not as it should be.
-    Degraded,
     /// Not usable now.
     Inaccessible,
     /// Data is lost or was changed.
@@ -17,7 +15,7 @@ impl HealthStatus {
     /// The status that is shown as `word`.
     #[must_use]
     pub fn parse(word: &str) -> Option<Self> {
-        [Self::Degraded, Self::Inaccessible, Self::DataLoss].into_iter().find(|status| status.to_string() == word)
+        [Self::Inaccessible, Self::DataLoss].into_iter().find(|status| status.to_string() == word)
     }
 }
 

@@ -6,6 +6,7 @@ use std::path::Path;
 use super::*;
 use crate::device::Mapper;
 use crate::record::RECORD_FILE;
+use crate::volume::MESSAGE_BYTES;
 
 /// Changes one member of the record of `id`.
 fn change(world: &World, id: &VolumeId, member: &str, value: impl Into<serde_json::Value>) {
@@ -52,8 +53,7 @@ async fn what_stands_in_a_volumes_place_is_refused_and_not_followed() {
     let id = world.create(EXT4).await;
     let (place, moved) = (world.pool.directory(&id), world.directory.path().join("moved"));
     std::fs::rename(&place, &moved).expect("moved");
-    let contents =
-        || std::fs::read(moved.join(RECORD_FILE)).and_then(|record| Ok((record, moved.join("backing").exists())));
+    let contents = || std::fs::read(moved.join(RECORD_FILE)).map(|record| (record, moved.join("backing").exists()));
     let before = contents().expect("there");
     symlink(&moved, &place).expect("linked");
     assert_eq!(reason(world.stage(&id, EXT4).await), Reason::RecordDamaged);
@@ -111,7 +111,7 @@ async fn only_what_this_driver_says_is_shown_as_a_refusal() {
     let hostile = serde_json::json!({ "reason": "PolicyDenied", "message": "\u{1b}[2J".repeat(5000), "at": "now" });
     std::fs::write(&path, hostile.to_string()).expect("written");
     let message = shown().expect("shown").message;
-    assert!(message.chars().count() == 2000 && !message.contains('\u{1b}'), "{message:?}");
+    assert!(message.len() == MESSAGE_BYTES && !message.contains('\u{1b}'), "{message:?}");
 }
 
 #[tokio::test]
