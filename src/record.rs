@@ -404,18 +404,6 @@ mod tests {
     }
 
     #[test]
-    fn a_link_in_the_place_of_the_temporary_file_is_not_followed() {
-        let directory = tempfile::tempdir().expect("a directory");
-        let precious = directory.path().join("precious");
-        std::fs::write(&precious, "text").expect("written");
-        std::os::unix::fs::symlink(&precious, directory.path().join(".volume.json.new")).expect("linked");
-        let record = declared();
-        record.write(directory.path()).expect("written");
-        assert_eq!(std::fs::read_to_string(&precious).expect("there"), "text");
-        assert_eq!(Record::read(directory.path(), &record.id).expect("read"), Some(record));
-    }
-
-    #[test]
     fn what_is_no_plain_file_is_refused_and_does_not_block() {
         let directory = tempfile::tempdir().expect("a directory");
         let (record, path) = (declared(), directory.path().join(RECORD_FILE));

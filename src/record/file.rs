@@ -61,3 +61,19 @@ pub fn replace(directory: &Path, name: &str, text: &[u8]) -> Result<(), FileErro
     std::fs::rename(&temporary, directory.join(name)).map_err(step("renaming"))?;
     File::open(directory).and_then(|directory| directory.sync_all()).map_err(step("fsync of the directory"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_link_in_the_place_of_the_temporary_file_is_not_followed() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = |name: &str| directory.path().join(name);
+        std::fs::write(path("precious"), "text").expect("written");
+        std::os::unix::fs::symlink(path("precious"), path(".note.json.new")).expect("linked");
+        replace(directory.path(), "note.json", b"{}").expect("replaced");
+        assert_eq!(std::fs::read(path("precious")).expect("there"), b"text");
+        assert!(read(&path("note.json")).expect("a plain file") == b"{}");
+    }
+}
