@@ -319,10 +319,7 @@ impl Host {
         for shape in [shape, None] {
             match self.look(id, shape) {
                 Err(error) if error.reason() == Reason::ForeignDevice => {
-                    tracing::warn!(
-                        error = &error as &dyn std::error::Error,
-                        "what is open is not what the record says"
-                    );
+                    tracing::warn!(error = error.chain(), "what is open is not what the record says");
                 }
                 looked => return looked,
             }

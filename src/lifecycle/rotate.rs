@@ -69,8 +69,8 @@ enum Step {
     Settle,
 }
 
-/// The step of a volume that has one header in both places, whose record names the wanted secret (`is_there`), a second one (`is_rotating`), and whose
-/// header on the disk the wanted secret `opens`.
+/// The step of a volume that has one header in both places, whose record names the wanted secret (`is_there`), a second one
+/// (`is_rotating`), and whose header the wanted secret `opens`.
 fn next_step(is_there: bool, is_rotating: bool, opens: bool) -> Option<Step> {
     match (is_there, is_rotating, opens) {
         (true, false, _) => None,
