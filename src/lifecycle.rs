@@ -51,6 +51,7 @@ use crate::volume::Result;
 use crate::volume::VolumeId;
 use crate::volume::VolumeSpec;
 use busy::Busy;
+use busy::Guard;
 
 /// How many ended operations a slow listener may be behind.
 const SETTLED_LIMIT: usize = 256;
@@ -115,15 +116,19 @@ impl Lifecycle {
     pub async fn delete(&self, id: VolumeId, deadline: Instant) -> Result<()> {
         let mut settled = self.settled.subscribe();
         loop {
-            let mine = id.clone();
+            let (mine, told) = (id.clone(), self.settled.clone());
+            let work = |guard: Guard| {
+                self.blocking(move |host| {
+                    guard.hold(|| host.alone(&mine, || host.delete(&mine)))?;
+                    // Another deletion may wait for this one. A refusal is not told: it would wake its own caller.
+                    let _ = told.send(mine);
+                    Ok(())
+                })
+            };
             let outcome = match self.busy.claim(&id) {
-                Ok(guard) => self.blocking(move |host| guard.hold(|| host.alone(&mine, || host.delete(&mine)))).await,
+                Ok(guard) => work(guard).await,
                 Err(pending) => Err(pending),
             };
-            if outcome.is_ok() {
-                // Another deletion may wait for this one. A refusal is not told: it would wake its own caller.
-                let _ = self.settled.send(id.clone());
-            }
             match outcome {
                 Err(error) if matches!(error.reason(), Reason::StillStaged | Reason::OperationPending) => {
                     // Whatever has ended, or was missed: the volume is looked at again.

@@ -80,11 +80,8 @@ fn find_data(image: &File) -> io::Result<bool> {
     let mut buffer = vec![0; CHUNK_BYTES];
     let mut offset = 0;
     loop {
-        offset = match rustix::fs::seek(image, SeekFrom::Data(offset)) {
-            Ok(offset) => offset,
-            Err(Errno::NXIO) => return Ok(false),
-            Err(errno) => return Err(errno.into()),
-        };
+        let Some(data) = data_from(image, offset)? else { return Ok(false) };
+        offset = data;
         let length = image.read_at(&mut buffer, offset)?;
         // It was cut short meanwhile.
         if length == 0 {
@@ -94,6 +91,15 @@ fn find_data(image: &File) -> io::Result<bool> {
             return Ok(true);
         }
         offset += length as u64;
+    }
+}
+
+/// Where the first data at or behind `offset` begins.
+fn data_from(image: &File, offset: u64) -> io::Result<Option<u64>> {
+    match rustix::fs::seek(image, SeekFrom::Data(offset)) {
+        Ok(data) => Ok(Some(data)),
+        Err(Errno::NXIO) => Ok(None),
+        Err(errno) => Err(errno.into()),
     }
 }
 
@@ -124,21 +130,14 @@ const CHUNK_BYTES: usize = 256 << 10;
 /// Random bytes over what there is below `end_bytes`, on the disk before this returns. Holes have nothing to hide, and a full
 /// pool has no room to fill them.
 fn overwrite_data(image: &File, end_bytes: u64) -> io::Result<()> {
-    let seek = |to| match rustix::fs::seek(image, to) {
-        Err(Errno::NXIO) => Ok(end_bytes),
-        sought => sought.map_err(io::Error::from),
-    };
     let mut noise = vec![0; CHUNK_BYTES];
-    let mut offset = seek(SeekFrom::Data(0))?;
-    while offset < end_bytes {
-        let hole = seek(SeekFrom::Hole(offset))?.min(end_bytes);
-        while offset < hole {
-            getrandom::fill(&mut noise).map_err(io::Error::other)?;
-            let length = usize::try_from(hole - offset).map_or(noise.len(), |left| left.min(noise.len()));
-            image.write_all_at(&noise[..length], offset)?;
-            offset += length as u64;
-        }
-        offset = seek(SeekFrom::Data(hole))?;
+    let mut offset = 0;
+    while let Some(data) = data_from(image, offset)?.filter(|data| *data < end_bytes) {
+        let hole = rustix::fs::seek(image, SeekFrom::Hole(data))?.min(end_bytes);
+        let length = usize::try_from(hole - data).map_or(noise.len(), |left| left.min(noise.len()));
+        getrandom::fill(&mut noise).map_err(io::Error::other)?;
+        image.write_all_at(&noise[..length], data)?;
+        offset = data + length as u64;
     }
     image.sync_all()
 }

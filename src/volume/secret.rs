@@ -13,8 +13,8 @@ use super::Reason;
 use super::Result;
 use locked::Locked;
 
-/// Secret bytes of any length. They cannot be displayed, compared, serialised or cloned; `Debug` shows their number. They are in memory that is locked
-/// and in no core dump, and are zeroed when dropped.
+/// Secret bytes of any length. They cannot be displayed, compared, serialised or cloned; `Debug` shows their number. They
+/// are in memory that is locked and in no core dump, and are zeroed when dropped.
 pub struct SecretBytes(Locked);
 
 impl SecretBytes {
