@@ -16,6 +16,9 @@ use crate::wire;
 use crate::wire::Kind;
 use crate::wire::Request;
 
+/// How long a script may print nothing. No test takes as long; a guest that hangs would never end.
+const SILENCE: Duration = Duration::from_secs(3600);
+
 /// How a script ended.
 #[derive(Clone, Debug)]
 pub(crate) struct Output {
@@ -98,7 +101,7 @@ impl Guest {
         wire::write_request(&mut stream, &Request { script: script.to_owned(), stdin_bytes: stdin.len() as u64 })?;
         stream.write_all(stdin)?;
         loop {
-            let (kind, data) = wire::read_frame(&mut stream).context("the guest went away while a script ran")?;
+            let (kind, data) = wire::read_frame(&mut stream).context("the guest went away, or hangs, while a script ran")?;
             if kind != Kind::Exit {
                 each(kind, &data)?;
                 continue;
@@ -116,7 +119,7 @@ impl Guest {
         if &greeting != wire::GREETING {
             bail!("something else than the agent answers");
         }
-        stream.set_read_timeout(None)?;
+        stream.set_read_timeout(Some(SILENCE))?;
         stream.set_nodelay(true)?;
         Ok(stream)
     }
