@@ -101,7 +101,8 @@ impl Guest {
         wire::write_request(&mut stream, &Request { script: script.to_owned(), stdin_bytes: stdin.len() as u64 })?;
         stream.write_all(stdin)?;
         loop {
-            let (kind, data) = wire::read_frame(&mut stream).context("the guest went away, or hangs, while a script ran")?;
+            let (kind, data) =
+                wire::read_frame(&mut stream).context("the guest went away, or hangs, while a script ran")?;
             if kind != Kind::Exit {
                 each(kind, &data)?;
                 continue;
