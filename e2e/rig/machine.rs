@@ -194,7 +194,7 @@ impl Machine {
         // Without QEMU's default devices there are no drivers to load for them.
         let mut arguments = vec!["-nodefaults".to_owned()];
         // Several running CPUs crash the guest when the kernel patches its own code (`Oops: int3`). With a single possible one
-        // QEMU before 8.1 leaves out the guest's memory barriers, and a request to a virtio disk is lost once in many hours.
+        // QEMU before 8.1 leaves out the guest's memory barriers, and a notification of a virtio disk may be lost.
         for (flag, value) in [
             ("-machine", "q35"),
             ("-accel", "tcg,thread=multi,tb-size=1024"),
