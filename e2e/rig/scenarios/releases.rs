@@ -20,12 +20,7 @@ const FIRST_CHART: &str = "fe961176e851358e60546ca6be27a2372280cc28";
 
 pub(super) const SCENARIOS: &[Scenario] = &[
     Scenario { name: "chart_upgraded_while_a_pod_writes", run: upgraded, warnings: &["Unhealthy"] },
-    Scenario {
-        name: "chart_removed_and_upgraded_from_the_first",
-        run: from_first,
-        // The kubelets may not have registered the driver yet when the first pod wants a node.
-        warnings: &["Unhealthy", "FailedScheduling: CSI driver is not installed on the node"],
-    },
+    Scenario { name: "chart_removed_and_upgraded_from_the_first", run: from_first, warnings: &["Unhealthy"] },
 ];
 
 fn upgraded(scene: &mut Scene) -> Result<()> {
@@ -53,6 +48,7 @@ fn from_first(scene: &mut Scene) -> Result<()> {
         for node in &scene.cluster.nodes {
             node.guest.check("while umount --lazy --quiet /var/lib/kubelet/plugins/csi.coffer.dev; do :; done")?;
         }
+        scene.cluster.wait_for_registration()?;
         scene.apply(&[on(first, pod("reader", &["older"]))])?;
         scene.ready("reader")?;
         scene.check("reader", "/older/file", &digest)
