@@ -3,6 +3,7 @@
 //! [`Machine`] is the seam: [`linux`] is a real kernel, the fake of the tests keeps the same promises in memory.
 //! Every verb is blocking and safe to repeat. Nothing is remembered between calls: the kernel is asked each time.
 
+mod aligned;
 pub mod backing;
 pub mod crypt;
 mod feature;
@@ -93,8 +94,14 @@ pub enum MountKind {
 pub struct MountOptions {
     /// Options that the allow-list of [`mount`] let pass, in their order.
     pub flags: Vec<String>,
-    /// No writes through this mount.
-    pub read_only: bool,
+}
+
+impl MountOptions {
+    /// Whether nothing may be written through the mount.
+    #[must_use]
+    pub fn is_read_only(&self) -> bool {
+        self.flags.iter().any(|flag| flag == "ro")
+    }
 }
 
 /// Space in a filesystem, or the size of a block device.
@@ -121,49 +128,94 @@ pub type Progress<'a> = dyn FnMut(u64) -> Result<()> + 'a;
 pub trait Machine: Send + Sync + 'static {
     /// What the kernel holds under `id`. Without a shape (the pool is away), a live mapper whose device-mapper UUID
     /// has our form counts as ours, and loops are not looked for.
+    ///
+    /// # Errors
+    /// `Internal` if the kernel cannot be asked.
     fn look(&self, id: &VolumeId, shape: Option<&Shape>) -> Result<Kernel>;
 
     /// Attaches the image to a loop device that goes away with the last user. Refuses a missing or short image.
+    ///
+    /// # Errors
+    /// Those of [`backing::attach`].
     fn attach(&self, shape: &Shape) -> Result<Attached>;
 
     /// Detaches loop devices that [`Machine::look`] found and nothing uses.
+    ///
+    /// # Errors
+    /// Those of [`backing::detach`].
     fn detach(&self, loops: &[PathBuf]) -> Result<()>;
 
     /// Unlocks `header` with `passphrase`, loads the table over `attached`, reads it back, and removes it again if
     /// it is not what the shape demands.
+    ///
+    /// # Errors
+    /// Those of [`crypt::open`].
     fn open(&self, shape: &Shape, attached: &Attached, header: &Frozen, passphrase: &SecretBytes) -> Result<()>;
 
     /// The open volume's device from now on, in the terms in which the kernel tells of bad sectors.
+    ///
+    /// # Errors
+    /// `Internal` if the volume is not open, or the kernel cannot be asked.
     fn opening(&self, id: &VolumeId) -> Result<Opening>;
 
     /// Removes whatever stands under the volume's name, complete or not. Absent is fine.
+    ///
+    /// # Errors
+    /// Those of [`crypt::close`].
     fn close(&self, id: &VolumeId) -> Result<()>;
 
     /// Gives sectors of the open volume their tags, as `init` demands. With [`Init::Full`] the first `from_bytes` have
     /// theirs; `progress` is told from time to time how many have, on the disk, and ends the work with an error.
+    ///
+    /// # Errors
+    /// Those of [`init::seed`] and [`init::fill`].
     fn initialise(&self, shape: &Shape, init: Init, from_bytes: u64, progress: &mut Progress<'_>) -> Result<()>;
 
     /// Makes a filesystem in the open volume, over whatever is there.
+    ///
+    /// # Errors
+    /// Those of [`filesystem::make`]; `NoSpace` if it failed because the pool is full.
     fn make_filesystem(&self, shape: &Shape, fs: FsType) -> Result<()>;
 
     /// Checks the filesystem of the open, unmounted volume and repairs what is safe to repair unattended.
+    ///
+    /// # Errors
+    /// Those of [`filesystem::check`].
     fn check_filesystem(&self, shape: &Shape, fs: FsType) -> Result<()>;
 
     /// Mounts the open volume at `target`, an existing directory.
+    ///
+    /// # Errors
+    /// Those of [`mount::stage`].
     fn mount(&self, id: &VolumeId, fs: FsType, target: &Path, options: &MountOptions) -> Result<()>;
 
     /// Shows the volume at `target`, which is created: its staged filesystem at `staged`, or its device node.
+    ///
+    /// # Errors
+    /// Those of [`mount::publish_filesystem`] and [`mount::publish_block`].
     fn publish(&self, id: &VolumeId, staged: Option<&Path>, target: &Path, read_only: bool) -> Result<()>;
 
     /// Unmounts every layer at `target`. Nothing mounted there is fine; the directory entry stays.
+    ///
+    /// # Errors
+    /// Those of [`mount::unmount`].
     fn unmount(&self, target: &Path) -> Result<()>;
 
     /// Space at a published path.
+    ///
+    /// # Errors
+    /// Those of [`mount::usage`].
     fn usage(&self, path: &Path) -> Result<Usage>;
 
     /// Refuses a machine on which what is in memory, such as keys, may get to a disk unencrypted.
+    ///
+    /// # Errors
+    /// `MemoryUnprotected` that names the device and the flag.
     fn check_memory(&self) -> Result<()>;
 
     /// What the kernel can do for volumes, in words for display.
+    ///
+    /// # Errors
+    /// `Internal` if the kernel cannot be asked.
     fn features(&self) -> Result<Vec<String>>;
 }

@@ -95,6 +95,9 @@ impl Door {
     ///
     /// The registration socket is bound after the CSI socket, because the kubelet calls the one as soon as it sees
     /// the other, and stays when the process ends: without it the kubelet would take the driver off the node.
+    ///
+    /// # Errors
+    /// If a socket cannot be bound, or a server ends before it is told to.
     pub async fn serve(self, sockets: Sockets, end: impl Future<Output = ()>) -> io::Result<()> {
         let csi = bind(&sockets.csi)?;
         let registration = match &sockets.registry {

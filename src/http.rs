@@ -87,6 +87,9 @@ impl Http {
     }
 
     /// Answers until it is dropped.
+    ///
+    /// # Errors
+    /// If connections cannot be accepted any more.
     pub async fn serve(self) -> io::Result<()> {
         axum::serve(self.listener, self.routes).await
     }

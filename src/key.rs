@@ -52,6 +52,10 @@ pub struct VolumeKeys {
 
 impl VolumeKeys {
     /// HKDF-SHA256 with `secret` as input keying material, empty salt, and a label followed by the volume id as info.
+    ///
+    /// # Errors
+    /// `KeyTooShort` if the secret has fewer than 32 bytes, `MemoryUnprotected` if the kernel does not lock the memory
+    /// of a key.
     pub fn derive(secret: &SecretBytes, id: &VolumeId) -> Result<Self> {
         let length = secret.expose().len();
         if length < MINIMUM_SECRET_BYTES {

@@ -40,7 +40,7 @@
 //! | When may a volume be formatted? | `lifecycle/stage/`, `cluster/witness.rs` |
 //! | How does a volume move to another secret? | `lifecycle/rotate.rs`, `reconcile/rotation.rs` |
 //! | Which node gets a new volume? | `cluster/controller/asking.rs` |
-//! | What is believed of a header on the disk? | `device/header.rs` |
+//! | What is believed of a header on the disk? | `device/header.rs`, its parser `device/header/luks2.rs` |
 //! | What is on the disk? | `record.rs`, `volume/profile.rs`, `device/crypt.rs`, `device/init.rs` |
 //! | Which sector was changed, and whose is it? | `device/integrity.rs`, `lifecycle/integrity.rs` |
 //! | What is told as an Event? | `reconcile/status.rs`, `cluster/retained.rs`, `cluster/cleaner.rs` |

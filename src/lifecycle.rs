@@ -107,12 +107,18 @@ impl Lifecycle {
     }
 
     /// Creates a volume, or finds it as asked for.
+    ///
+    /// # Errors
+    /// Those of [`Pools::create`], and `OperationPending`.
     pub async fn create(&self, spec: VolumeSpec) -> Result<VolumeSpec> {
         self.exclusive(&spec.id(), move |host| host.pools.create(&spec)).await
     }
 
     /// Deletes a volume and its key material on this node. One that is still staged is waited for until `deadline`:
     /// the kubelet releases a claim before it has unstaged it.
+    ///
+    /// # Errors
+    /// `StillStaged` or `OperationPending` if it is so at the deadline; those of [`Pools::delete`].
     pub async fn delete(&self, id: VolumeId, deadline: Instant) -> Result<()> {
         let mut settled = self.settled.subscribe();
         loop {
@@ -142,53 +148,88 @@ impl Lifecycle {
     }
 
     /// Moves a volume, open or not, to the secret at `to`. A rotation that was interrupted is finished by the next one.
+    ///
+    /// # Errors
+    /// `OperationPending` while it is being formatted or worked on; those of its keys, its header and its record, after
+    /// which one of the two secrets opens it.
     pub async fn rotate(&self, id: VolumeId, to: KeyUri) -> Result<()> {
         self.exclusive(&id.clone(), move |host| host.rotate(&id, &to)).await
     }
 
     /// Makes a volume usable at its staging path: attested, opened, checked and mounted.
+    ///
+    /// # Errors
+    /// Those of its record, its key, its header, its device and its mount, each with a reason of its own. What was
+    /// opened is closed again, unless a pod uses it.
     pub async fn stage(&self, request: StageRequest) -> Result<()> {
         self.exclusive(&request.id.clone(), move |host| host.stage(&request.resolved()?)).await
     }
 
     /// Undoes a stage. Nothing staged is fine.
+    ///
+    /// # Errors
+    /// `PublishConflict` while a pod uses it, `ForeignDevice` for a device under its name that is not ours,
+    /// `OperationPending`; `Internal` if the kernel does not let it go.
     pub async fn unstage(&self, id: VolumeId, staging_path: PathBuf) -> Result<()> {
         let mine = id.clone();
         self.exclusive(&id, move |host| host.unstage(&mine, &mount::resolve(&staging_path)?)).await
     }
 
     /// Shows a staged volume at a pod's path.
+    ///
+    /// # Errors
+    /// `StagingMissing` if it is not staged there, `PublishConflict` if it is single-writer and elsewhere,
+    /// `AlreadyExists` if it is there with other access, `CapabilityExceeded` if it has other content; those of its
+    /// record, and `OperationPending`.
     pub async fn publish(&self, request: PublishRequest) -> Result<()> {
         self.exclusive(&request.id.clone(), move |host| host.publish(&request.resolved()?)).await
     }
 
     /// Undoes a publish and removes the path. Nothing published is fine.
+    ///
+    /// # Errors
+    /// `OperationPending`; `Internal` if the kernel does not let it go, or the path is not empty.
     pub async fn unpublish(&self, id: VolumeId, target_path: PathBuf) -> Result<()> {
         let mine = id.clone();
         self.exclusive(&id, move |host| host.unpublish(&mine, &mount::resolve(&target_path)?)).await
     }
 
     /// Space at a path where the volume is staged or published.
+    ///
+    /// # Errors
+    /// `VolumeNotFound` if it is not there; those of its record.
     pub async fn usage(&self, id: VolumeId, path: PathBuf) -> Result<Usage> {
         self.blocking(move |host| host.usage(&id, &path)).await
     }
 
     /// What is wrong with the volume, from local state alone; empty if nothing is.
+    ///
+    /// # Errors
+    /// Those of [`Self::sight`].
     pub async fn health(&self, id: VolumeId) -> Result<Vec<HealthEntry>> {
         self.blocking(move |host| Ok(host.sight(&id)?.health)).await
     }
 
     /// What can be seen of a volume without its key.
+    ///
+    /// # Errors
+    /// Those of its record.
     pub async fn sight(&self, id: VolumeId) -> Result<Sighting> {
         self.blocking(move |host| host.sight(&id)).await
     }
 
     /// What was asked for when the volume was created.
+    ///
+    /// # Errors
+    /// Those of its record.
     pub async fn get(&self, id: VolumeId) -> Result<VolumeSpec> {
         self.blocking(move |host| Ok(host.pools.spec(&host.pools.get(&id)?))).await
     }
 
     /// All volumes in the order of ids. One whose record cannot be read is left out, and named in the log.
+    ///
+    /// # Errors
+    /// `PoolMissing` if a pool cannot be used now.
     pub async fn list(&self) -> Result<Vec<(VolumeId, VolumeSpec)>> {
         let readable = |(id, record): (VolumeId, Result<Record>)| {
             record
@@ -203,21 +244,33 @@ impl Lifecycle {
     }
 
     /// What a pool can still promise: nothing while it is away.
+    ///
+    /// # Errors
+    /// `Internal` if the pool cannot be looked at.
     pub async fn capacity(&self, pool: PoolName) -> Result<Capacity> {
         self.blocking(move |host| host.pools.capacity(&pool)).await
     }
 
     /// What can be seen of the pools.
+    ///
+    /// # Errors
+    /// `Internal` if the machine has no thread for it.
     pub async fn sight_pools(&self) -> Result<Vec<PoolSighting>> {
         self.blocking(|host| Ok(host.sight_pools())).await
     }
 
     /// How many volumes of the pools are open.
+    ///
+    /// # Errors
+    /// `Internal` if the kernel cannot be asked.
     pub async fn open_volumes(&self) -> Result<u64> {
         self.blocking(|host| host.open_volumes()).await
     }
 
     /// The volumes in the pool called `pool`, in the order of ids, with what is wrong with their records.
+    ///
+    /// # Errors
+    /// `NoSpace` if there is no such pool, `PoolMissing` if it cannot be used now.
     pub async fn contents(&self, pool: PoolName) -> Result<Vec<(VolumeId, Option<Error>)>> {
         self.blocking(move |host| host.contents(&pool)).await
     }
@@ -235,11 +288,17 @@ impl Lifecycle {
     }
 
     /// What this machine's kernel can do for volumes, in words for display.
+    ///
+    /// # Errors
+    /// `Internal` if the kernel cannot be asked.
     pub async fn features(&self) -> Result<Vec<String>> {
         self.blocking(|host| host.machine.features()).await
     }
 
     /// Whether every pool can be used now.
+    ///
+    /// # Errors
+    /// `PoolMissing` if one cannot.
     pub async fn ready(&self) -> Result<()> {
         self.blocking(|host| host.pools.all_ready()).await
     }

@@ -103,6 +103,9 @@ impl LocalPool {
     }
 
     /// Makes `path` a pool. A pool that is already there is kept and returned.
+    ///
+    /// # Errors
+    /// `PoolMissing` if `path` cannot be made or used, `NoSpace` if there is no room for the mark.
     pub fn init(path: &Path) -> Result<PoolFile> {
         std::fs::create_dir_all(path).map_err(|error| {
             Error::new(Reason::PoolMissing, format!("cannot create {}", path.display())).caused_by(error)
@@ -116,6 +119,9 @@ impl LocalPool {
     }
 
     /// The pool's mark, or why the pool cannot be used now.
+    ///
+    /// # Errors
+    /// `PoolMissing`, which says what to do.
     pub fn ready(&self) -> Result<PoolFile> {
         let pool = PoolFile::read(&self.path)?;
         let here = space::filesystem_uuid(&self.path)?;
@@ -163,6 +169,9 @@ impl LocalPool {
     }
 
     /// Creates the volume on `node`, or finds it as asked for.
+    ///
+    /// # Errors
+    /// `AlreadyExists` if it was made otherwise, `NoSpace`, `SizeOutOfRange`, `PoolMissing`; those of [`Record::read`].
     pub fn create(&self, spec: &VolumeSpec, node: Option<&Place>) -> Result<Record> {
         self.ready()?;
         let id = spec.id();
@@ -187,7 +196,7 @@ impl LocalPool {
     }
 
     fn lay_out(&self, directory: &Path, record: &Record) -> Result<()> {
-        std::fs::create_dir(directory).map_err(|error| internal("cannot create the volume's directory", error))?;
+        std::fs::create_dir(directory).map_err(|error| failed("cannot create the volume's directory", error))?;
         let allocation = if record.profile.has_tags() { Allocation::Reserved } else { Allocation::Sparse };
         let backing_bytes = record.profile.backing_bytes(record.payload_bytes);
         backing::create(&directory.join(BACKING_FILE), backing_bytes, allocation)?;
@@ -195,6 +204,9 @@ impl LocalPool {
     }
 
     /// Deletes the volume and its key material on this node. A volume that is not there is deleted.
+    ///
+    /// # Errors
+    /// `PoolMissing` if the pool cannot be used now; those of [`backing::erase`], after which the next call goes on.
     pub fn delete(&self, id: &VolumeId) -> Result<()> {
         self.ready()?;
         let _lock = self.lock()?;
@@ -208,6 +220,9 @@ impl LocalPool {
     }
 
     /// Finishes the creations and deletions that an earlier process has left half done.
+    ///
+    /// # Errors
+    /// `PoolMissing` if the pool cannot be used now. What cannot be finished is only named in the log.
     pub fn finish_interrupted(&self) -> Result<()> {
         self.ready()?;
         let _lock = self.lock()?;
@@ -221,7 +236,7 @@ impl LocalPool {
             let directory = self.path.join(&name);
             let (id, finished) = if let Some(id) = name.strip_prefix(CREATING).and_then(VolumeId::parse) {
                 let removed = std::fs::remove_dir_all(&directory);
-                (id, removed.map_err(|error| internal("cannot remove a half-made volume", error)))
+                (id, removed.map_err(|error| failed("cannot remove a half-made volume", error)))
             } else if let Some(id) = name.strip_prefix(DELETING).and_then(VolumeId::parse) {
                 let finished = self.finish_deletion(&id, &directory);
                 (id, finished)
@@ -248,6 +263,9 @@ impl LocalPool {
     }
 
     /// The record of one volume.
+    ///
+    /// # Errors
+    /// `VolumeNotFound`, `PoolMissing`; those of [`Record::read`].
     pub fn get(&self, id: &VolumeId) -> Result<Record> {
         self.ready()?;
         Record::read(&self.directory(id), id)?.ok_or_else(|| {
@@ -256,12 +274,18 @@ impl LocalPool {
     }
 
     /// Every volume of the pool in the order of ids, with its record or why that cannot be read.
+    ///
+    /// # Errors
+    /// `PoolMissing` if the pool cannot be used now.
     pub fn list(&self) -> Result<Vec<(VolumeId, Result<Record>)>> {
         self.ready()?;
         Ok(self.ids()?.into_iter().map(|id| (id.clone(), self.get(&id))).collect())
     }
 
     /// Every volume of the pool in the order of ids, whatever its record says.
+    ///
+    /// # Errors
+    /// `Internal` if the directory cannot be listed.
     pub fn ids(&self) -> Result<Vec<VolumeId>> {
         let mut ids: Vec<VolumeId> = self.names()?.iter().filter_map(|name| VolumeId::parse(name)).collect();
         ids.sort();
@@ -269,6 +293,9 @@ impl LocalPool {
     }
 
     /// What can still be promised. A pool that is not ready can promise nothing.
+    ///
+    /// # Errors
+    /// `PoolMissing` if the pool cannot be used now.
     pub fn capacity(&self) -> Result<Capacity> {
         self.ready()?;
         space::capacity(&self.path)
@@ -278,7 +305,7 @@ impl LocalPool {
     /// there is no such directory.
     ///
     /// # Errors
-    /// `OperationPending` while another process has it.
+    /// `OperationPending` while another process has it, `RecordDamaged` if what stands there is no directory.
     pub fn claim(&self, id: &VolumeId) -> Result<Option<File>> {
         let pending = || {
             let message = format!("another process is at work on volume {id}; this call may be repeated");
@@ -297,7 +324,7 @@ impl LocalPool {
         };
         match flock(&directory, FlockOperation::NonBlockingLockExclusive) {
             Err(Errno::WOULDBLOCK) => return Err(pending()),
-            locked => locked.map_err(|error| internal("cannot lock the volume's directory", error.into()))?,
+            locked => locked.map_err(|error| failed("cannot lock the volume's directory", error.into()))?,
         }
         // Deleted and made again meanwhile: what is locked is no longer the volume's.
         let identity = |found: Metadata| (found.dev(), found.ino());
@@ -312,7 +339,7 @@ impl LocalPool {
     /// Names of the directories in the pool. A link to one is none.
     fn names(&self) -> Result<Vec<String>> {
         let entries = std::fs::read_dir(&self.path).and_then(Iterator::collect::<std::io::Result<Vec<_>>>);
-        let entries = entries.map_err(|error| internal("cannot list the pool", error))?;
+        let entries = entries.map_err(|error| failed("cannot list the pool", error))?;
         let directories = entries.iter().filter(|entry| entry.file_type().is_ok_and(|found| found.is_dir()));
         Ok(directories.filter_map(|entry| entry.file_name().into_string().ok()).collect())
     }
@@ -320,31 +347,27 @@ impl LocalPool {
     /// Serialises what changes the set of volumes, also between processes.
     fn lock(&self) -> Result<File> {
         let file =
-            File::open(self.path.join(POOL_FILE)).map_err(|error| internal("cannot open the pool's mark", error))?;
-        flock(&file, FlockOperation::LockExclusive).map_err(|error| internal("cannot lock the pool", error.into()))?;
+            File::open(self.path.join(POOL_FILE)).map_err(|error| failed("cannot open the pool's mark", error))?;
+        flock(&file, FlockOperation::LockExclusive).map_err(|error| failed("cannot lock the pool", error.into()))?;
         Ok(file)
     }
 }
 
 fn erase(directory: &Path) -> Result<()> {
     backing::erase(&directory.join(BACKING_FILE))?;
-    std::fs::remove_dir_all(directory).map_err(|error| internal("cannot remove a deleted volume's directory", error))
+    std::fs::remove_dir_all(directory).map_err(|error| failed("cannot remove a deleted volume's directory", error))
 }
 
 fn rename(from: &Path, to: &Path) -> Result<()> {
-    std::fs::rename(from, to).map_err(|error| internal("cannot rename a volume's directory", error))
+    std::fs::rename(from, to).map_err(|error| failed("cannot rename a volume's directory", error))
 }
 
 fn sync(directory: &Path) -> Result<()> {
-    File::open(directory).and_then(|file| file.sync_all()).map_err(|error| internal("cannot sync the pool", error))
+    File::open(directory).and_then(|file| file.sync_all()).map_err(|error| failed("cannot sync the pool", error))
 }
 
-fn internal(what: &str, error: std::io::Error) -> Error {
-    let reason = match error.kind() {
-        std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => Reason::NoSpace,
-        _ => Reason::Internal,
-    };
-    Error::new(reason, what).caused_by(error)
+fn failed(what: &str, error: std::io::Error) -> Error {
+    Error::new(Reason::of_write(&error), what).caused_by(error)
 }
 
 /// The time now, RFC 3339 in UTC with whole seconds.

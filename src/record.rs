@@ -279,6 +279,9 @@ impl Record {
     }
 
     /// Reads the record of `id` from `directory`. `None` if there is no such directory.
+    ///
+    /// # Errors
+    /// `RecordDamaged` if it cannot be read; those of [`Self::parse`].
     pub fn read(directory: &Path, id: &VolumeId) -> Result<Option<Self>> {
         if directory.is_symlink() {
             let found = format!("{} is a symbolic link; restore the directory itself", directory.display());
@@ -342,6 +345,9 @@ impl Record {
     }
 
     /// Replaces the record in `directory`, durably.
+    ///
+    /// # Errors
+    /// `NoSpace`, `PoolMissing` if the disk is read-only; otherwise `Internal`.
     pub fn write(&self, directory: &Path) -> Result<()> {
         let mut text = serde_json::to_vec_pretty(self).expect("a record has no floats and only text keys");
         text.push(b'\n');

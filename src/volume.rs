@@ -19,7 +19,9 @@ pub use key_uri::{Claim, KeyUri, KeyUriTemplate};
 pub use message::{MESSAGE_BYTES, shortened};
 pub use place::{Place, Whereabouts};
 pub use pool_name::PoolName;
-pub use profile::{DATA_OFFSET_BYTES, Init, Profile, SECTOR_BYTES};
+pub use profile::{DATA_OFFSET_BYTES, SECTOR_512, SECTOR_BYTES};
+pub use profile::{Init, Profile};
+pub use profile::{JOURNAL_SECTION_SECTORS, JOURNAL_SECTIONS, LOG2_RUN_SECTORS, TAG_BYTES};
 pub use secret::{SecretBytes, wiping_the_stack};
 
 use std::fmt;

@@ -49,13 +49,15 @@ pub enum Allocation {
 
 /// Makes the image at `path`, which must not exist, and makes its length durable. The directory entry is made durable by
 /// whoever owns the directory.
+///
+/// # Errors
+/// `NoSpace`, `SizeOutOfRange` if the filesystem has no files of that size, `PoolMissing` if it is read-only; otherwise
+/// `Internal`.
 pub fn create(path: &Path, backing_bytes: u64, allocation: Allocation) -> Result<()> {
     let failed = |cause: io::Error| {
-        let reason = match Errno::from_io_error(&cause) {
-            Some(Errno::NOSPC | Errno::DQUOT) => Reason::NoSpace,
-            Some(Errno::FBIG) => Reason::SizeOutOfRange,
-            Some(Errno::ROFS) => Reason::PoolMissing,
-            _ => Reason::Internal,
+        let reason = match cause.kind() {
+            io::ErrorKind::FileTooLarge => Reason::SizeOutOfRange,
+            _ => Reason::of_write(&cause),
         };
         Error::new(reason, format!("the image {} could not be made", path.display())).caused_by(cause)
     };
@@ -71,6 +73,9 @@ pub fn create(path: &Path, backing_bytes: u64, allocation: Allocation) -> Result
 /// Whether the image holds any data at all. A filesystem that cannot tell where some is has the whole image looked at.
 ///
 /// Zeros are none: what was reserved and not written counts as data to a filesystem as soon as somebody has read it.
+///
+/// # Errors
+/// Those of [`open`]; `DeviceUnreadable` if it cannot be read.
 pub fn holds_data(path: &Path) -> Result<bool> {
     let (image, _) = open(path, OpenOptions::new().read(true))?;
     find_data(&image).map_err(|cause| unreadable(path, cause))
@@ -106,6 +111,9 @@ fn data_from(image: &File, offset: u64) -> io::Result<Option<u64>> {
 /// Overwrites the keyslots, gives the space back and removes the image. Absent is fine.
 ///
 /// On a copy-on-write disk the old keyslots may survive: only destroying the secret is certain.
+///
+/// # Errors
+/// Those of [`open`]; `Internal` if it cannot be written or removed.
 pub fn erase(path: &Path) -> Result<()> {
     let (image, found) = match open(path, OpenOptions::new().read(true).write(true)) {
         Err(error) if is_absent(path) && error.reason() == Reason::DeviceMissing => return Ok(()),
@@ -147,6 +155,10 @@ fn is_absent(path: &Path) -> bool {
 }
 
 /// Attaches the image of `shape` to a loop device of its own.
+///
+/// # Errors
+/// Those of [`open`]; `DeviceTruncated` if it is too short, `ForeignDevice` if the kernel attached something else,
+/// `Internal` if it cannot attach with direct I/O.
 pub fn attach(shape: &Shape) -> Result<Attached> {
     let path = &shape.backing;
     let (image, found) = open(path, OpenOptions::new().read(true).write(true))?;
@@ -159,6 +171,9 @@ pub fn attach(shape: &Shape) -> Result<Attached> {
 }
 
 /// Loop devices that sit on the image at `path`.
+///
+/// # Errors
+/// `DeviceUnreadable` if the image cannot be looked at, `Internal` if the kernel cannot be asked.
 pub fn loops_on(path: &Path) -> Result<Vec<PathBuf>> {
     let found = match std::fs::symlink_metadata(path) {
         Ok(found) => Some(found),
@@ -177,6 +192,9 @@ pub fn loops_on(path: &Path) -> Result<Vec<PathBuf>> {
 }
 
 /// Detaches `loops`, as far as no device stands on them.
+///
+/// # Errors
+/// `Internal` if the kernel refuses, or a process keeps one open.
 pub fn detach(loops: &[PathBuf]) -> Result<()> {
     loops.iter().try_for_each(|node| loops::clear(node))
 }

@@ -37,19 +37,18 @@ use super::Shape;
 use super::backing::Attached;
 use super::header::Frozen;
 use super::header::Image;
-use super::header::json;
+use super::header::luks2;
 use super::header::seal as token;
 use crate::volume::DATA_OFFSET_BYTES;
 use crate::volume::Error;
 use crate::volume::Profile;
 use crate::volume::Reason;
 use crate::volume::Result;
+use crate::volume::SECTOR_512;
 use crate::volume::SECTOR_BYTES;
 use crate::volume::SecretBytes;
 use crate::volume::VolumeId;
 
-/// libcryptsetup and device-mapper count in sectors of this size whatever the device has.
-const SECTOR_512: u64 = 512;
 /// Two AES-256 keys: XTS with 512 bits.
 const XTS_KEY_BYTES: usize = 64;
 /// The fewest that libcryptsetup accepts. The passphrase is a derived key of 256 bits and gains nothing from more.
@@ -116,7 +115,7 @@ fn bind_first_keyslot(document: &mut Value, profile: Profile) {
     let mut digest = document["digests"]["1"].take();
     digest["segments"] = json!(["0"]);
     document["digests"] = json!({ "0": digest });
-    document["segments"] = json::segments(profile);
+    document["segments"] = luks2::segments(profile);
 }
 
 /// Makes the backing of a new volume ready for its tags: the kernel makes those of a blank superblock anew. Nothing is to

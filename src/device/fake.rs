@@ -333,8 +333,7 @@ impl Machine for FakeMachine {
             if !target.symlink_metadata().is_ok_and(|found| found.is_dir()) {
                 return Err(Error::new(Reason::StagingMissing, format!("{} is no directory", target.display())));
             }
-            let read_only = options.read_only || options.flags.iter().any(|flag| flag == "ro");
-            state.add_mount(id, target, MountKind::Filesystem, read_only, &options.flags);
+            state.add_mount(id, target, MountKind::Filesystem, options.is_read_only(), &options.flags);
             Ok(())
         })
     }

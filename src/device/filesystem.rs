@@ -38,6 +38,9 @@ const E2FSCK_LEFT: i32 = 4;
 /// to noise, in which no journal block passes for a real one. Where sectors have tags it leaves nothing: a recovery after
 /// a power cut would find journal blocks that cannot be read. Neither program discards: the image is sparse already, or
 /// its tags would be lost.
+///
+/// # Errors
+/// `Internal` with the last words of the program.
 pub fn make(node: &Path, fs: FsType, profile: Profile) -> Result<()> {
     let (program, arguments): (_, &[&str]) = match fs {
         FsType::Ext4 => {
@@ -63,6 +66,10 @@ pub fn make(node: &Path, fs: FsType, profile: Profile) -> Result<()> {
 /// XFS is checked by the kernel: mounting replays the log, verifies every checksum on the way and refuses what does not
 /// fit, which [`super::mount::stage`] reports as damage. `xfs_repair -n` reads the whole volume and mistakes a log that
 /// is still to be replayed for damage, so only the superblock's magic is looked at before.
+///
+/// # Errors
+/// `FilesystemDamaged` if a person must decide, `DeviceUnreadable` if a sector cannot be read, `Internal` if the check
+/// could not be made.
 pub fn check(node: &Path, fs: FsType) -> Result<()> {
     match fs {
         FsType::Ext4 => judge_e2fsck(&run("e2fsck", &["-p"], node)?),

@@ -4,8 +4,7 @@
 //! and of two the one with the higher sequence number. libcryptsetup only ever sees a [`Frozen`] file with the winner
 //! in both places: what was checked is what is opened. Refused: whatever is not exactly what this driver writes.
 
-mod binary;
-pub(super) mod json;
+pub(super) mod luks2;
 pub(super) mod seal;
 #[cfg(test)]
 mod tests;
@@ -19,33 +18,29 @@ use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
-use rustix::io::Errno;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
 use super::Shape;
+use super::aligned::Aligned;
 use super::backing::Attached;
 use crate::volume::DATA_OFFSET_BYTES;
 use crate::volume::Error;
 use crate::volume::Reason;
 use crate::volume::Result;
 use crate::volume::SecretBytes;
-use binary::{COPY_BYTES, HeaderCopy, Place};
+use luks2::{COPY_BYTES, HeaderCopy, Place};
 
 /// Size of an [`Image`].
 const IMAGE_BYTES: usize = DATA_OFFSET_BYTES as usize;
 /// Where the keyslot areas lie, used or not (libcryptsetup fills them with random bytes at format).
 const KEYSLOTS: Range<usize> = 32_768..1_081_344;
-/// Alignment of memory for O_DIRECT on any device with sectors of up to 4096 bytes.
-const ALIGNMENT: usize = 4096;
 
 /// Everything on a backing before the payload: [`DATA_OFFSET_BYTES`] bytes, read once or made here. Nothing in it is
 /// secret: keys are wrapped.
-pub struct Image {
-    buffer: Vec<u8>,
-    start: usize,
-}
+#[derive(Clone)]
+pub struct Image(Aligned);
 
 /// A sealed in-memory file that holds one header in both places, and the key areas that it uses. Nothing can change it
 /// any more.
@@ -129,7 +124,7 @@ impl Image {
         let mut noise = Self::blank();
         getrandom::fill(&mut noise.bytes_mut()[KEYSLOTS])
             .map_err(|error| Error::new(Reason::Internal, "the kernel gives no random bytes").caused_by(error))?;
-        noise.write_ranges(attached, json::areas(shape.profile).filter(|area| !used.contains(area)))
+        noise.write_ranges(attached, luks2::areas(shape.profile).filter(|area| !used.contains(area)))
     }
 
     fn used_areas(&self, shape: &Shape) -> Result<Vec<Range<usize>>> {
@@ -228,13 +223,12 @@ impl Image {
     /// Lets `change` edit the metadata of a header of our own making, in both copies.
     pub(super) fn edit(&mut self, change: impl FnOnce(&mut Value)) -> Result<()> {
         let refused = |why: String| Error::new(Reason::Internal, format!("libcryptsetup wrote a LUKS2 header: {why}"));
-        let mut document = self.copy(Place::Primary).json().and_then(json::parse).map_err(refused)?;
+        let mut document = self.copy(Place::Primary).json().and_then(luks2::parse_json).map_err(refused)?;
         change(&mut document);
         let primary = self.copy(Place::Primary).with_json(document.to_string().as_bytes()).map_err(refused)?;
         for place in Place::ALL {
             let copy = HeaderCopy::new(Place::Primary, &primary).moved_to(place);
-            let start = self.start;
-            self.buffer[start + place.range().start..start + place.range().end].copy_from_slice(&copy[..]);
+            self.bytes_mut()[place.range()].copy_from_slice(&copy[..]);
         }
         Ok(())
     }
@@ -247,29 +241,21 @@ impl Image {
     /// The first [`IMAGE_BYTES`] of `file`.
     pub(super) fn from_file(file: &File) -> io::Result<Self> {
         let mut image = Self::blank();
-        let range = image.range();
-        file.read_exact_at(&mut image.buffer[range], 0)?;
+        file.read_exact_at(&mut image.0, 0)?;
         Ok(image)
     }
 
     /// The bytes, at an address that O_DIRECT accepts.
     pub(super) fn bytes(&self) -> &[u8] {
-        &self.buffer[self.range()]
+        &self.0
     }
 
     fn bytes_mut(&mut self) -> &mut [u8] {
-        let range = self.range();
-        &mut self.buffer[range]
+        &mut self.0
     }
 
     fn blank() -> Self {
-        let buffer = vec![0; IMAGE_BYTES + ALIGNMENT];
-        let start = buffer.as_ptr().align_offset(ALIGNMENT);
-        Self { buffer, start }
-    }
-
-    fn range(&self) -> Range<usize> {
-        self.start..self.start + IMAGE_BYTES
+        Self(Aligned::zeroed(IMAGE_BYTES))
     }
 
     fn copy(&self, place: Place) -> HeaderCopy<'_> {
@@ -285,8 +271,8 @@ impl Image {
         if copy.is_intact() && !copy.names(&shape.luks_uuid) {
             return Err(Defect::OtherVolume);
         }
-        let document = copy.json().and_then(json::parse).map_err(Defect::Wrong)?;
-        let keyslots = json::keyslots(&document, shape.profile).map_err(Defect::Wrong)?;
+        let document = copy.json().and_then(luks2::parse_json).map_err(Defect::Wrong)?;
+        let keyslots = luks2::keyslots(&document, shape.profile).map_err(Defect::Wrong)?;
         Ok(Candidate { place, seqid: copy.seqid(), document, keyslots })
     }
 
@@ -371,15 +357,6 @@ impl Image {
     }
 }
 
-impl Clone for Image {
-    fn clone(&self) -> Self {
-        let mut image = Self::blank();
-        let range = image.range();
-        image.buffer[range].copy_from_slice(self.bytes());
-        image
-    }
-}
-
 impl fmt::Debug for Image {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Image({})", self.describe())
@@ -430,11 +407,10 @@ impl Frozen {
 
 fn write_error(attached: &Attached, error: io::Error) -> Error {
     let path = attached.path.display();
-    let (reason, text) = match Errno::from_io_error(&error) {
-        Some(Errno::NOSPC | Errno::DQUOT) => (
-            Reason::NoSpace,
-            format!("the pool has no room for the header of {path}; free some, the call will be repeated"),
-        ),
+    let (reason, text) = match Reason::of_write(&error) {
+        reason @ Reason::NoSpace => {
+            (reason, format!("the pool has no room for the header of {path}; free some, the call will be repeated"))
+        }
         _ => (Reason::DeviceUnreadable, format!("{path} refuses to be written")),
     };
     Error::new(reason, text).caused_by(error)

@@ -12,6 +12,7 @@ use rustix::fs::OFlags;
 use rustix::ioctl::{IntegerSetter, ioctl};
 
 use super::Progress;
+use super::aligned::Aligned;
 use crate::volume::Error;
 use crate::volume::Reason;
 use crate::volume::Result;
@@ -27,8 +28,6 @@ const PROBED_END_BLOCKS: u64 = 512;
 const CHUNK_BYTES: usize = 1 << 20;
 /// How much is written again at most if the work is cut off.
 const PROGRESS_BYTES: u64 = 256 << 20;
-/// For O_DIRECT on a device with sectors of 4096 bytes.
-const ALIGNMENT: usize = 4096;
 
 /// `BLKRASET` of include/uapi/linux/fs.h: read-ahead in sectors of 512 bytes.
 const BLKRASET: rustix::ioctl::Opcode = rustix::ioctl::opcode::none(0x12, 98);
@@ -40,14 +39,15 @@ const READ_AHEAD_SECTORS: usize = 256;
 /// # Errors
 /// `DeviceUnreadable` if the volume cannot be written.
 pub fn seed(node: &Path, payload_bytes: u64) -> Result<()> {
-    let zeros = Zeros::new();
+    let zeros = Aligned::zeroed(CHUNK_BYTES);
     let device = open(node)?;
     let blocks = payload_bytes / SECTOR_BYTES;
     let front = 0..PROBED_FRONT_BLOCKS.min(blocks);
     let end = blocks.saturating_sub(PROBED_END_BLOCKS)..blocks;
     let backups = superblocks(blocks).map(|block| block..block + 1);
     for run in [front, end].into_iter().chain(backups) {
-        zeros.write(&device, run.start * SECTOR_BYTES, run.end * SECTOR_BYTES).map_err(|cause| failed(node, cause))?;
+        write_zeros(&zeros, &device, run.start * SECTOR_BYTES, run.end * SECTOR_BYTES)
+            .map_err(|cause| failed(node, cause))?;
     }
     device.sync_data().map_err(|cause| failed(node, cause))
 }
@@ -57,13 +57,12 @@ pub fn seed(node: &Path, payload_bytes: u64) -> Result<()> {
 /// # Errors
 /// `DeviceUnreadable` if the volume cannot be written; what `progress` refuses.
 pub fn fill(node: &Path, payload_bytes: u64, from_bytes: u64, progress: &mut Progress<'_>) -> Result<()> {
-    let zeros = Zeros::new();
+    let zeros = Aligned::zeroed(CHUNK_BYTES);
     let device = open(node)?;
     let mut done_bytes = from_bytes;
     while done_bytes < payload_bytes {
         let next_bytes = payload_bytes.min(done_bytes + PROGRESS_BYTES);
-        zeros
-            .write(&device, done_bytes, next_bytes)
+        write_zeros(&zeros, &device, done_bytes, next_bytes)
             .and_then(|()| device.sync_data())
             .map_err(|cause| failed(node, cause))?;
         progress(next_bytes)?;
@@ -73,6 +72,9 @@ pub fn fill(node: &Path, payload_bytes: u64, from_bytes: u64, progress: &mut Pro
 }
 
 /// Does `work` while nothing reads ahead on `node`.
+///
+/// # Errors
+/// `DeviceUnreadable` if there is no such device, `Internal` if it cannot be set; those of `work`.
 pub fn without_read_ahead<T>(node: &Path, work: impl FnOnce() -> Result<T>) -> Result<T> {
     let device = open(node)?;
     set_read_ahead(node, &device, 0)?;
@@ -100,24 +102,14 @@ fn superblocks(blocks: u64) -> impl Iterator<Item = u64> {
     std::iter::once(0).chain(powers).map(|group| group * GROUP_BLOCKS)
 }
 
-/// A buffer of zeros at an address that O_DIRECT accepts.
-struct Zeros(Vec<u8>);
-
-impl Zeros {
-    fn new() -> Self {
-        Self(vec![0; CHUNK_BYTES + ALIGNMENT])
+fn write_zeros(zeros: &[u8], device: &File, from_bytes: u64, to_bytes: u64) -> io::Result<()> {
+    let mut offset = from_bytes;
+    while offset < to_bytes {
+        let length = usize::try_from(to_bytes - offset).map_or(zeros.len(), |left| left.min(zeros.len()));
+        device.write_all_at(&zeros[..length], offset)?;
+        offset += length as u64;
     }
-
-    fn write(&self, device: &File, from_bytes: u64, to_bytes: u64) -> io::Result<()> {
-        let start = self.0.as_ptr().align_offset(ALIGNMENT);
-        let mut offset = from_bytes;
-        while offset < to_bytes {
-            let length = usize::try_from(to_bytes - offset).map_or(CHUNK_BYTES, |left| left.min(CHUNK_BYTES));
-            device.write_all_at(&self.0[start..start + length], offset)?;
-            offset += length as u64;
-        }
-        Ok(())
-    }
+    Ok(())
 }
 
 fn open(node: &Path) -> Result<File> {

@@ -49,6 +49,9 @@ const CORRUPTED: Errno = Errno::UCLEAN;
 const BAD_CHECKSUM: Errno = Errno::BADMSG;
 
 /// The mount table of this process.
+///
+/// # Errors
+/// `Internal` if it cannot be read, and those of [`parse`].
 pub fn table() -> Result<Vec<Line>> {
     let text = std::fs::read("/proc/self/mountinfo")
         .map_err(|cause| Error::new(Reason::Internal, "the mount table cannot be read").caused_by(cause))?;
@@ -82,6 +85,9 @@ pub fn of_device(table: &[Line], device: (u32, u32), node: &str) -> Vec<Mount> {
 ///
 /// A kubelet directory is often a link to a larger disk; comparing the request's path with mountinfo needs this.
 /// A path whose parent does not exist is returned unchanged: nothing can be mounted there.
+///
+/// # Errors
+/// `InvalidArgument` if it has no last component, `Internal` if its parents cannot be looked at.
 pub fn resolve(path: &Path) -> Result<PathBuf> {
     let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
         return Err(Error::invalid("path", format_args!("{} has no last component", path.display())));
@@ -96,6 +102,11 @@ pub fn resolve(path: &Path) -> Result<PathBuf> {
 }
 
 /// Mounts the filesystem on `device` at the existing directory `target`.
+///
+/// # Errors
+/// `InvalidArgument` for an option that is not on the list, `StagingMissing` if there is no such directory,
+/// `AlreadyExists` if something is mounted there, `FilesystemDamaged` if the kernel refuses the filesystem; otherwise
+/// `Internal`.
 pub fn stage(device: &Path, fs: FsType, target: &Path, options: &MountOptions) -> Result<()> {
     check_flags(&options.flags)?;
     let directory = open_target(target, FileType::Directory, Reason::StagingMissing)?;
@@ -128,6 +139,10 @@ fn stage_error(errno: Errno, fs: FsType, target: &Path) -> Error {
 }
 
 /// Shows the staged filesystem at `staged` at `target`, which is created as a directory.
+///
+/// # Errors
+/// `StagingMissing` if nothing is at `staged`, `InvalidArgument` if `target` cannot be a directory, `AlreadyExists` if
+/// something is mounted there; otherwise `Internal`.
 pub fn publish_filesystem(staged: &Path, target: &Path, read_only: bool) -> Result<()> {
     let missing = |errno: Errno| {
         Error::new(Reason::StagingMissing, format!("the staging path {} cannot be opened", staged.display()))
@@ -148,6 +163,9 @@ pub fn publish_filesystem(staged: &Path, target: &Path, read_only: bool) -> Resu
 ///
 /// A read-only bind mount does not stop writes to a block device: the mount table shows the intent, the container
 /// runtime's device rules enforce it.
+///
+/// # Errors
+/// `InvalidArgument` if `target` cannot be a file, `AlreadyExists` if something is mounted there; otherwise `Internal`.
 pub fn publish_block(node: &Path, target: &Path, read_only: bool) -> Result<()> {
     let tree = clone_mount(node).map_err(|errno| {
         Error::new(Reason::Internal, format!("the device node {} cannot be opened", node.display())).caused_by(errno)
@@ -235,6 +253,9 @@ fn fd_path(fd: &OwnedFd) -> PathBuf {
 /// Unmounts every layer at `target`, topmost first, as long as each shows one of our volumes.
 ///
 /// `may_unmount` says whether a line is ours: a confused caller must not take away the kubelet's directory.
+///
+/// # Errors
+/// `InvalidArgument` for a mount that is not ours, `Internal` if it is in use or the kernel refuses.
 pub fn unmount(target: &Path, may_unmount: impl Fn(&Line) -> bool) -> Result<()> {
     let place = resolve(target)?;
     let layers: Vec<Line> = table()?.into_iter().filter(|line| line.mount_point == place).collect();
@@ -263,6 +284,9 @@ pub fn unmount(target: &Path, may_unmount: impl Fn(&Line) -> bool) -> Result<()>
 }
 
 /// Space at `path`: of the filesystem mounted there, or the size of the block device shown there.
+///
+/// # Errors
+/// `VolumeNotFound` if there is no such path, `DeviceUnreadable` if it cannot be asked.
 pub fn usage(path: &Path) -> Result<Usage> {
     let unreadable = |cause: io::Error| {
         let reason =

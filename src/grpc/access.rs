@@ -71,8 +71,7 @@ impl<'a> Access<'a> {
     /// The mount flags, which must be on the allow-list.
     pub(super) fn mount_options(&self) -> Result<MountOptions> {
         mount::check_flags(self.mount_flags)?;
-        let read_only = self.mount_flags.iter().any(|flag| flag == "ro");
-        Ok(MountOptions { flags: self.mount_flags.to_vec(), read_only })
+        Ok(MountOptions { flags: self.mount_flags.to_vec() })
     }
 
     /// Whether several target paths may show the volume at once (CSI, `NodePublishVolume`).

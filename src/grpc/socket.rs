@@ -15,6 +15,9 @@ use tokio::net::UnixListener;
 const SOCKET_PATH_BYTES: usize = 107;
 
 /// The socket path in a CSI endpoint: `unix://` and an absolute path that ends in `.sock`.
+///
+/// # Errors
+/// What is accepted, in words.
 pub fn parse_endpoint(text: &str) -> Result<PathBuf, String> {
     let path = text.strip_prefix("unix://").ok_or("must begin with unix://")?;
     if !path.starts_with('/') || !path.ends_with(".sock") {

@@ -174,5 +174,5 @@ fn check_directory(staging_path: &Path) -> Result<()> {
 fn same_options(mount: &Mount, options: &MountOptions) -> bool {
     let in_mount = |flag: &&str| mount.options.iter().any(|option| option == flag);
     let asked = |flag: &&str| options.flags.iter().any(|option| option == flag);
-    mount.read_only == options.read_only && TELLING_FLAGS.iter().all(|flag| in_mount(flag) == asked(flag))
+    mount.read_only == options.is_read_only() && TELLING_FLAGS.iter().all(|flag| in_mount(flag) == asked(flag))
 }

@@ -74,16 +74,25 @@ impl Pools {
     }
 
     /// Whether it can be told where `id` is: its pool is ready, or every pool is and none has it.
+    ///
+    /// # Errors
+    /// `PoolMissing` if it cannot.
     pub fn ready(&self, id: &VolumeId) -> Result<()> {
         self.holder(id).map_or_else(|| self.all_ready(), |pool| pool.ready().map(drop))
     }
 
     /// Whether every pool can be used now.
+    ///
+    /// # Errors
+    /// `PoolMissing` if one cannot.
     pub fn all_ready(&self) -> Result<()> {
         self.pools.iter().try_for_each(|pool| pool.ready().map(drop))
     }
 
     /// The right to work on the volume, also between processes; see [`LocalPool::claim`].
+    ///
+    /// # Errors
+    /// Those of [`LocalPool::claim`].
     pub fn claim(&self, id: &VolumeId) -> Result<Option<File>> {
         self.of(id).claim(id)
     }
@@ -117,6 +126,10 @@ impl Pools {
     }
 
     /// Creates the volume in the pool that it names, or finds it as asked for.
+    ///
+    /// # Errors
+    /// `AlreadyExists` if it was made otherwise or in another pool, `NoSpace` if there is no pool of that name,
+    /// `WrongNode`; those of [`LocalPool::create`].
     pub fn create(&self, spec: &VolumeSpec) -> Result<VolumeSpec> {
         let id = spec.id();
         if let Some(holder) = self.holder(&id).filter(|holder| holder.name() != &spec.pool) {
@@ -128,6 +141,9 @@ impl Pools {
     }
 
     /// Deletes the volume and its key material on this node. A volume that is not there is deleted.
+    ///
+    /// # Errors
+    /// `PoolMissing` while it cannot be told where it is; those of [`LocalPool::delete`].
     pub fn delete(&self, id: &VolumeId) -> Result<()> {
         self.ready(id)?;
         // The pool of an interrupted deletion cannot be told from its directories' names: each finishes its own.
@@ -135,6 +151,9 @@ impl Pools {
     }
 
     /// Every volume in the order of ids, with its record or why that cannot be read.
+    ///
+    /// # Errors
+    /// `PoolMissing` if a pool cannot be used now.
     pub fn list(&self) -> Result<Vec<(VolumeId, Result<Record>)>> {
         let mut all = Vec::new();
         for pool in &self.pools {
@@ -145,6 +164,9 @@ impl Pools {
     }
 
     /// What the pool called `name` can still promise: nothing if there is none, or while it is away.
+    ///
+    /// # Errors
+    /// `Internal` if the pool cannot be looked at.
     pub fn capacity(&self, name: &PoolName) -> Result<Capacity> {
         match self.named(name).and_then(LocalPool::capacity) {
             Err(error) if matches!(error.reason(), Reason::PoolMissing | Reason::NoSpace) => Ok(Capacity::default()),

@@ -14,7 +14,7 @@ use rustix::fs::statvfs;
 use rustix::io::Errno;
 use uuid::Uuid;
 
-use super::internal;
+use super::failed;
 use crate::volume::DATA_OFFSET_BYTES;
 use crate::volume::Error;
 use crate::volume::Reason;
@@ -62,10 +62,10 @@ struct Ledger {
 
 impl Ledger {
     fn read(pool: &Path) -> Result<Self> {
-        let space = statvfs(pool).map_err(|error| internal("cannot read the pool's free space", error.into()))?;
+        let space = statvfs(pool).map_err(|error| failed("cannot read the pool's free space", error.into()))?;
         let mut ledger =
             Self { size: space.f_blocks * space.f_frsize, free: space.f_bavail * space.f_frsize, ..Self::default() };
-        ledger.add_tree(pool).map_err(|error| internal("cannot add up what the pool has promised", error))?;
+        ledger.add_tree(pool).map_err(|error| failed("cannot add up what the pool has promised", error))?;
         Ok(ledger)
     }
 
@@ -144,7 +144,7 @@ pub(super) fn admit(path: &Path, spec: &VolumeSpec) -> Result<()> {
 
 /// Refuses a pool that cannot be written to.
 pub(super) fn refuse_read_only(path: &Path) -> Result<()> {
-    let space = statvfs(path).map_err(|error| internal("cannot read the pool's mount flags", error.into()))?;
+    let space = statvfs(path).map_err(|error| failed("cannot read the pool's mount flags", error.into()))?;
     if space.f_flag.contains(StatVfsMountFlags::RDONLY) {
         let message = format!("{} is mounted read-only: check its disk and mount it writable", path.display());
         return Err(Error::new(Reason::PoolMissing, message));
@@ -162,7 +162,7 @@ pub(super) fn filesystem_uuid(path: &Path) -> Result<Option<Uuid>> {
     match answer {
         Ok(FsUuid { length: 16, uuid }) => Ok(Some(Uuid::from_bytes(uuid))),
         Ok(_) | Err(Errno::NOTTY | Errno::INVAL | Errno::OPNOTSUPP) => Ok(None),
-        Err(error) => Err(internal("cannot read the UUID of the pool's filesystem", error.into())),
+        Err(error) => Err(failed("cannot read the UUID of the pool's filesystem", error.into())),
     }
 }
 

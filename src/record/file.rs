@@ -21,23 +21,21 @@ const LIMIT_BYTES: u64 = 1 << 20;
 #[error("{step} failed")]
 pub struct FileError {
     step: &'static str,
-    source: std::io::Error,
+    source: io::Error,
 }
 
 impl FileError {
     /// As an error of the house that says what was being done.
     #[must_use]
     pub fn into_error(self, doing: &str) -> Error {
-        let reason = match self.source.kind() {
-            std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => Reason::NoSpace,
-            std::io::ErrorKind::ReadOnlyFilesystem => Reason::PoolMissing,
-            _ => Reason::Internal,
-        };
-        Error::new(reason, doing).caused_by(self)
+        Error::new(Reason::of_write(&self.source), doing).caused_by(self)
     }
 }
 
 /// The contents of the file at `path`, unless it is larger than any of ours. A pipe is empty, a link an error.
+///
+/// # Errors
+/// What the filesystem says; `FileTooLarge`.
 pub fn read(path: &Path) -> io::Result<Vec<u8>> {
     let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
     let file = File::options().read(true).custom_flags(flags.bits().cast_signed()).open(path)?;
@@ -48,6 +46,9 @@ pub fn read(path: &Path) -> io::Result<Vec<u8>> {
 
 /// Writes `text` to `directory/name`: temporary file, fsync, rename, fsync of the directory. What has the temporary file's
 /// name already is removed and not written to: it may be a link to anywhere.
+///
+/// # Errors
+/// The step that failed, and why. The old file is there then, or the new one.
 pub fn replace(directory: &Path, name: &str, text: &[u8]) -> Result<(), FileError> {
     let step = |step| move |source| FileError { step, source };
     let temporary = directory.join(format!(".{name}.new"));

@@ -37,6 +37,9 @@ impl PoolFile {
     }
 
     /// Reads the mark of the pool in `directory`, or says what to do about its absence.
+    ///
+    /// # Errors
+    /// `PoolMissing` is what it says that with.
     pub fn read(directory: &Path) -> Result<Self> {
         let path = directory.join(POOL_FILE);
         let missing = |what: &str| Error::new(Reason::PoolMissing, format!("{}: {what}", path.display()));
@@ -51,6 +54,9 @@ impl PoolFile {
     }
 
     /// Writes the mark into `directory`, durably.
+    ///
+    /// # Errors
+    /// `NoSpace`, `PoolMissing` if the disk is read-only; otherwise `Internal`.
     pub fn write(&self, directory: &Path) -> Result<()> {
         let mut text = serde_json::to_vec_pretty(self).expect("the mark has only text and numbers");
         text.push(b'\n');

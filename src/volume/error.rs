@@ -3,6 +3,7 @@
 
 use std::error::Error as StdError;
 use std::fmt;
+use std::io;
 
 /// Shorthand for results of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -137,6 +138,16 @@ impl Reason {
                 | Self::WitnessUnreachable
                 | Self::ApiServerUnreachable
         )
+    }
+
+    /// Why a file of a pool could not be made or changed.
+    #[must_use]
+    pub fn of_write(cause: &io::Error) -> Self {
+        match cause.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::NoSpace,
+            io::ErrorKind::ReadOnlyFilesystem => Self::PoolMissing,
+            _ => Self::Internal,
+        }
     }
 
     /// Whether it means that stored bytes are not those that were written.

@@ -29,6 +29,9 @@ const FORM: &str =
 
 impl KeyUri {
     /// Parses `text`; `field` names it in the error.
+    ///
+    /// # Errors
+    /// `InvalidArgument` with the accepted form.
     pub fn parse(field: &str, text: &str) -> Result<Self> {
         let path = text.strip_prefix(SCHEME).ok_or_else(|| Error::invalid(field, FORM))?;
         let segments: Vec<&str> = path.split('/').collect();
@@ -76,6 +79,9 @@ pub struct KeyUriTemplate<'a>(pub &'a str);
 
 impl KeyUriTemplate<'_> {
     /// The URI for one volume. A variable that cannot be filled, and an unknown one, is an error that names it.
+    ///
+    /// # Errors
+    /// `InvalidArgument`, as said.
     pub fn expand(&self, field: &str, id: &VolumeId, claim: Option<&Claim>) -> Result<KeyUri> {
         let mut text = String::new();
         let mut rest = self.0;

@@ -15,6 +15,9 @@ pub struct PoolName(String);
 
 impl PoolName {
     /// Parses `text`; `field` names it in the error.
+    ///
+    /// # Errors
+    /// `InvalidArgument` with the accepted form.
     pub fn parse(field: &str, text: &str) -> Result<Self> {
         let is_inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
         let is_label = (1..=LABEL_BYTES).contains(&text.len())

@@ -12,14 +12,19 @@ pub const DATA_OFFSET_BYTES: u64 = 2 << 20;
 pub const SECTOR_BYTES: u64 = 4096;
 
 /// The unit in which the kernel counts sectors, whatever their size.
-const SECTOR_512: u64 = 512;
-/// What dm-integrity needs in front of the payload of `aead-1`: its superblock of 8 sectors and a journal of 8 MiB, 62
-/// sections of 264 sectors (`drivers/md/dm-integrity.c`, `calculate_journal_section_size`).
-const INTEGRITY_PREFIX_SECTORS: u64 = 8 + 62 * 264;
-/// dm-integrity lays out data in runs of this many sectors, each behind the tags of its 4096 blocks.
-const RUN_SECTORS: u64 = 32_768;
-/// The tags of one run: 4096 blocks of 32 bytes.
-const RUN_TAG_SECTORS: u64 = 4096 * 32 / SECTOR_512;
+pub const SECTOR_512: u64 = 512;
+
+/// Bytes of one tag of `aead-1`: HMAC-SHA256.
+pub const TAG_BYTES: u16 = 32;
+/// dm-integrity's journal of 8 MiB in sections. It is kept in the kernel's memory, so that a larger one would be felt with
+/// many volumes.
+pub const JOURNAL_SECTIONS: u32 = 62;
+/// Sectors in one section of the journal (`drivers/md/dm-integrity.c`, `calculate_journal_section_size`).
+pub const JOURNAL_SECTION_SECTORS: u32 = 264;
+/// log2 of the sectors in one run of data. Each lies behind the tags of its blocks.
+pub const LOG2_RUN_SECTORS: u8 = 15;
+/// The superblock of dm-integrity in front of its journal (`SB_SECTORS` in the same file).
+const SUPERBLOCK_SECTORS: u64 = 8;
 
 /// Named, versioned cryptographic parameters. The driver knows the exact header that each one may have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -74,8 +79,10 @@ impl Profile {
 
 /// What dm-integrity needs for `payload` sectors. The last run is only as long as it must be; its tags are not.
 fn integrity_sectors(payload: u64) -> u64 {
-    let tags = payload.div_ceil(RUN_SECTORS) * RUN_TAG_SECTORS;
-    INTEGRITY_PREFIX_SECTORS + tags + payload
+    let journal = u64::from(JOURNAL_SECTIONS * JOURNAL_SECTION_SECTORS);
+    let run_blocks = (SECTOR_512 << LOG2_RUN_SECTORS) / SECTOR_BYTES;
+    let run_tags = run_blocks * u64::from(TAG_BYTES) / SECTOR_512;
+    SUPERBLOCK_SECTORS + journal + payload.div_ceil(1 << LOG2_RUN_SECTORS) * run_tags + payload
 }
 
 /// Which sectors of a new volume get their tags before it is used. Without tags a sector cannot be read.

@@ -2,25 +2,20 @@
 
 use std::collections::BTreeSet;
 
-use super::SECTOR_512;
 use crate::device::Shape;
 use crate::volume::DATA_OFFSET_BYTES;
+use crate::volume::JOURNAL_SECTION_SECTORS;
+use crate::volume::JOURNAL_SECTIONS;
+use crate::volume::LOG2_RUN_SECTORS;
 use crate::volume::Profile;
+use crate::volume::SECTOR_512;
 use crate::volume::SECTOR_BYTES;
+use crate::volume::TAG_BYTES;
 
 /// A device number: major and minor.
 pub(super) type DeviceNumber = (u32, u32);
 /// One line of a table: first sector, number of sectors, target, parameters.
 pub(super) type Line = (u64, u64, String, String);
-
-/// Bytes of one tag: HMAC-SHA256.
-pub(super) const TAG_BYTES: u16 = 32;
-/// dm-integrity's journal of 8 MiB in sections of 264 sectors. It is kept in the kernel's memory, so that a larger one
-/// would be felt with many volumes.
-pub(super) const JOURNAL_SECTIONS: u32 = 62;
-const JOURNAL_SECTION_SECTORS: u32 = 264;
-/// log2 of the sectors in one run of data between tags.
-pub(super) const LOG2_RUN_SECTORS: u8 = 15;
 
 /// How many words of the parameters of each target stand before its options.
 const CRYPT_WORDS: usize = 6;

@@ -10,19 +10,20 @@ use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
-use super::SECTOR_512;
-use super::line::{JOURNAL_SECTIONS, LOG2_RUN_SECTORS, TAG_BYTES};
 use crate::device::Shape;
+use crate::device::aligned::Aligned;
 use crate::device::backing::Attached;
 use crate::volume::DATA_OFFSET_BYTES;
 use crate::volume::Error;
+use crate::volume::JOURNAL_SECTIONS;
+use crate::volume::LOG2_RUN_SECTORS;
 use crate::volume::Reason;
 use crate::volume::Result;
+use crate::volume::SECTOR_512;
+use crate::volume::TAG_BYTES;
 
 /// What the kernel reserves for it.
 const BYTES: usize = 4096;
-/// For O_DIRECT on a device with sectors of 4096 bytes.
-const ALIGNMENT: usize = 4096;
 
 const MAGIC: Range<usize> = 0..8;
 const VERSION: Range<usize> = 8..9;
@@ -50,17 +51,18 @@ const LOG2_BLOCKS_PER_BIT: u8 = 12;
 /// # Errors
 /// `HeaderMissing` if it is blank, `HeaderTampered` if it is another one, `DeviceUnreadable` if it cannot be read.
 pub(super) fn check(shape: &Shape, attached: &Attached, is_new: bool) -> Result<()> {
-    let mut block = Block::zeroed();
-    attached.device.read_exact_at(block.bytes_mut(), DATA_OFFSET_BYTES).map_err(|cause| {
+    let mut block = Aligned::zeroed(BYTES);
+    attached.device.read_exact_at(&mut block, DATA_OFFSET_BYTES).map_err(|cause| {
         let path = attached.path.display();
         Error::new(Reason::DeviceUnreadable, format!("the superblock of dm-integrity on {path} cannot be read"))
             .caused_by(cause)
     })?;
+    let is_blank = block.iter().all(|byte| *byte == 0);
     let advice = "nothing was changed; put the volume's own backing back, or delete the volume";
-    match defect(block.bytes(), shape.payload_bytes / SECTOR_512) {
+    match defect(&block, shape.payload_bytes / SECTOR_512) {
         None => Ok(()),
-        Some(_) if is_new && block.is_blank() => Ok(()),
-        Some(_) if block.is_blank() => {
+        Some(_) if is_new && is_blank => Ok(()),
+        Some(_) if is_blank => {
             let text = format!("{} has no superblock of dm-integrity, but zeros: {advice}", shape.id);
             Err(Error::new(Reason::HeaderMissing, text))
         }
@@ -73,7 +75,7 @@ pub(super) fn check(shape: &Shape, attached: &Attached, is_new: bool) -> Result<
 
 /// Makes the superblock blank, so that the kernel makes a new one with a new journal.
 pub(super) fn clear(device: &File) -> io::Result<()> {
-    device.write_all_at(Block::zeroed().bytes(), DATA_OFFSET_BYTES)?;
+    device.write_all_at(&Aligned::zeroed(BYTES), DATA_OFFSET_BYTES)?;
     device.sync_all()
 }
 
@@ -106,33 +108,6 @@ fn fields(payload: u64) -> [(&'static str, Range<usize>, Vec<u8>); 10] {
         ("bitmap scale", BITMAP, vec![LOG2_BLOCKS_PER_BIT]),
         ("padding", REST, vec![0; REST.len()]),
     ]
-}
-
-/// One block at an address that O_DIRECT accepts.
-struct Block(Vec<u8>);
-
-impl Block {
-    fn zeroed() -> Self {
-        Self(vec![0; BYTES + ALIGNMENT])
-    }
-
-    fn range(&self) -> Range<usize> {
-        let start = self.0.as_ptr().align_offset(ALIGNMENT);
-        start..start + BYTES
-    }
-
-    fn bytes(&self) -> &[u8] {
-        &self.0[self.range()]
-    }
-
-    fn bytes_mut(&mut self) -> &mut [u8] {
-        let range = self.range();
-        &mut self.0[range]
-    }
-
-    fn is_blank(&self) -> bool {
-        self.bytes().iter().all(|byte| *byte == 0)
-    }
 }
 
 #[cfg(test)]

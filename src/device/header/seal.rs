@@ -33,7 +33,7 @@ pub(super) fn text<'a>(
     };
     let fields = json!({
         "areas": keyslots.iter().map(hash).collect::<Map<_, _>>(),
-        "hdr_size": super::binary::COPY_BYTES.to_string(),
+        "hdr_size": super::luks2::COPY_BYTES.to_string(),
         "header": without_macs(document),
         "label": "",
         "profile": shape.profile.as_str(),

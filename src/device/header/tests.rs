@@ -53,13 +53,13 @@ impl Image {
         for place in Place::ALL {
             let copy = self.copy_mut(place);
             change(copy);
-            binary::restore_checksum(copy);
+            luks2::restore_checksum(copy);
         }
         self
     }
 
     fn document(&self) -> Value {
-        json::parse(self.copy(Place::Primary).json().expect("intact")).expect("JSON")
+        luks2::parse_json(self.copy(Place::Primary).json().expect("intact")).expect("JSON")
     }
 
     fn forge_json(self, change: impl Fn(&mut Value)) -> Self {
@@ -93,8 +93,8 @@ fn the_sealed_text_is_the_published_vector() {
     let vector: Value = serde_json::from_str(VECTOR).expect("JSON");
     let mut header = vector["header"].clone();
     header["tokens"]["0"]["mac"] = json!("AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=");
-    let header = json::parse(header.to_string().as_bytes()).expect("strict JSON");
-    let keyslots = json::keyslots(&header, Profile::Xts1).expect("of the profile");
+    let header = luks2::parse_json(header.to_string().as_bytes()).expect("strict JSON");
+    let keyslots = luks2::keyslots(&header, Profile::Xts1).expect("of the profile");
     assert_eq!(keyslots, [("0", 32_768..290_816)]);
     let mut text = seal::text(&shape(), &header, &keyslots, |_| b"the area of the vector is not published");
     let text_of_area = hex::encode(Sha256::digest(b"the area of the vector is not published"));
@@ -180,7 +180,7 @@ fn of_two_sealed_copies_the_newer_one_wins() {
         let mut image = sealed();
         let copy = image.copy_mut(newer);
         copy[16] = 1;
-        binary::restore_checksum(copy);
+        luks2::restore_checksum(copy);
         let frozen = bytes_of(&image.verify(&shape(), &key()).expect("verifies").frozen);
         assert!(Place::ALL.iter().all(|place| frozen.copy(*place).seqid() >> 56 == 1), "{newer:?}");
         assert_eq!(frozen.copy(newer).moved_to(newer)[..], image.bytes()[newer.range()]);
@@ -373,7 +373,7 @@ fn a_second_keyslot_made_by_stock_cryptsetup_breaks_the_seal() {
     let fast = ["--pbkdf", "pbkdf2", "--pbkdf-force-iterations", "1000", "--hash", "sha256", "--key-file", "-"];
     cryptsetup(&[&["luksAddKey", "--new-keyfile", new], fast.as_slice()].concat(), &disk);
     let image = Image::from_file(disk.as_file()).expect("reads");
-    assert_eq!(json::keyslots(&image.document(), Profile::Xts1).expect("of the profile").len(), 2);
+    assert_eq!(luks2::keyslots(&image.document(), Profile::Xts1).expect("of the profile").len(), 2);
     assert_eq!(refused(&image), Reason::HeaderTampered);
     let (resealed, _) = crypt::seal(&image, &shape(), &[&key()]).expect("seals");
     assert!(resealed.verify(&shape(), &key()).is_ok());

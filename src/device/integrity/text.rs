@@ -7,10 +7,9 @@ use std::path::PathBuf;
 
 use super::Moment;
 use super::Told;
+use crate::volume::SECTOR_512;
 use crate::volume::SECTOR_BYTES;
 
-/// The kernel counts in sectors of this size whatever the device has.
-const SECTOR_512: u64 = 512;
 /// What dm-crypt writes (`drivers/md/dm-crypt.c`). What stands before differs between kernels, but for the device.
 const LOG_MARK: &str = "INTEGRITY AEAD ERROR, sector ";
 /// `AUDIT_DM_EVENT` of `linux/audit.h`.

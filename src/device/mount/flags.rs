@@ -30,6 +30,9 @@ const PLAIN: [(&str, MountFlags); 12] = [
 const LABELS: [&str; 4] = ["context", "fscontext", "defcontext", "rootcontext"];
 
 /// Refuses the first option that is not on the list; the error names it and the accepted ones.
+///
+/// # Errors
+/// `InvalidArgument` is what it refuses with.
 pub fn check_flags(flags: &[String]) -> Result<()> {
     match flags.iter().find(|flag| !is_plain(flag) && !is_label(flag)) {
         None => Ok(()),
@@ -63,9 +66,6 @@ pub(super) fn translate(fs: FsType, options: &MountOptions) -> (MountFlags, Stri
     if !flags.intersects(MountFlags::RELATIME | MountFlags::STRICTATIME) {
         flags |= MountFlags::NOATIME;
     }
-    if options.read_only {
-        flags |= MountFlags::RDONLY;
-    }
     let ours = match fs {
         // An error must stop writes at once, whatever the superblock says.
         FsType::Ext4 => "errors=remount-ro",
@@ -81,7 +81,7 @@ mod tests {
     use super::*;
 
     fn options(flags: &[&str]) -> MountOptions {
-        MountOptions { flags: flags.iter().map(|flag| (*flag).to_owned()).collect(), read_only: false }
+        MountOptions { flags: flags.iter().map(|flag| (*flag).to_owned()).collect() }
     }
 
     #[test]

@@ -46,6 +46,9 @@ impl Line {
 }
 
 /// Every mount of the table `text`, in its order: later ones lie over earlier ones.
+///
+/// # Errors
+/// `Internal` with the first line that is not understood.
 pub fn parse(text: &[u8]) -> Result<Vec<Line>> {
     text.split(|&byte| byte == b'\n').filter(|line| !line.is_empty()).map(parse_line).collect()
 }

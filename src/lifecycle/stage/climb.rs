@@ -63,7 +63,7 @@ impl<'a> Climb<'a> {
             self.keys = Some(self.fetch_keys()?);
         }
         let mut rung = from;
-        while let Some(step) = next_step(rung, self.record.content, self.record.state == State::Ready) {
+        while let Some(step) = next_step(rung) {
             let began = Instant::now();
             self.take(step)?;
             tracing::debug!(?step, milliseconds = began.elapsed().as_millis(), "climbed");
@@ -85,7 +85,7 @@ impl<'a> Climb<'a> {
         let kernel = self.host.look(&self.shape.id, Some(self.shape))?;
         Ok(match (&kernel.mapper, &self.header, &self.attached) {
             (Mapper::Live, ..) if mounted_at(&kernel, &self.request.staging_path).is_some() => Rung::Mounted,
-            (Mapper::Live, Some(Header::Fresh(_)), _) if self.is_complete_block() => Rung::Mounted,
+            (Mapper::Live, ..) if self.is_complete_block() => Rung::Mounted,
             (Mapper::Live, ..) => Rung::Open,
             (_, Some(_), _) => Rung::Prepared,
             (_, None, Some(_)) => Rung::Attached,
@@ -244,7 +244,6 @@ impl<'a> Climb<'a> {
         image.write(self.attached())?;
         self.promote(digest)?;
         self.host.note_opening(self.shape);
-        self.header = Some(Header::Fresh(image));
         Ok(())
     }
 
