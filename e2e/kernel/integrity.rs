@@ -9,6 +9,7 @@ use std::os::unix::fs::FileExt;
 use crate::driver::HTTP;
 use crate::driver::Kind;
 use crate::listening::Auditing;
+use crate::listening::EILSEQ;
 use crate::listening::SECTOR_BYTES;
 use crate::listening::read_sector;
 use crate::scene::Scene;
@@ -18,7 +19,6 @@ use crate::volume::Volume;
 
 const FILE_BYTES: usize = 16 * SECTOR_BYTES;
 const EIO: i32 = 5;
-const EILSEQ: i32 = 84;
 
 /// A staged volume with a file of which everything is on the disk.
 struct Tagged {

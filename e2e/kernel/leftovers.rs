@@ -7,6 +7,7 @@ use crate::driver::staging_path;
 use crate::scene::Scene;
 use crate::scene::shell;
 use crate::volume::Volume;
+use crate::volume::unfinished;
 
 fn finish(scene: Scene, volume: &Volume) {
     fs::write(volume.file("file"), "text").expect("the volume is mounted");
@@ -90,15 +91,8 @@ fn a_crash_after_the_seal_is_promoted_and_not_formatted_again() {
     fs::write(volume.file("file"), "text").expect("written");
     volume.unstage(&scene);
     let uuid = shell(&format!("dd if={} bs=1 skip=168 count=36 status=none", volume.backing().display()));
-    // What the record was one moment before it became Ready.
     let record = fs::read(volume.record()).expect("the record");
-    let mut record: serde_json::Value = serde_json::from_slice(&record).expect("JSON");
-    let members = record.as_object_mut().expect("an object");
-    for name in ["header_digest", "key_check", "mac"] {
-        members.remove(name).expect("a Ready record has it");
-    }
-    members.insert("state".into(), "Formatting".into());
-    fs::write(volume.record(), serde_json::to_vec(&record).expect("JSON")).expect("written");
+    fs::write(volume.record(), unfinished(&record, "Formatting")).expect("written");
 
     volume.stage(&scene);
     assert_eq!(volume.state(), "Ready");

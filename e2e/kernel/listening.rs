@@ -62,7 +62,10 @@ fn set_auditing(enabled: u32) {
     rustix::net::sendto(&socket, &message, SendFlags::empty(), &kernel).expect("the kernel takes it");
 }
 
-/// Reads a sector of a device past the page cache.
+/// The error of a sector with a wrong tag, for a reader past the page cache.
+pub(crate) const EILSEQ: i32 = 84;
+
+/// Reads a sector of a device, or of a file, past the page cache.
 pub(crate) fn read_sector(device: &Path, number: u64) -> io::Result<Vec<u8>> {
     let device = rustix::fs::open(device, OFlags::RDONLY | OFlags::DIRECT | OFlags::CLOEXEC, Mode::empty())?;
     let mut memory = vec![0; 2 * SECTOR_BYTES];
@@ -97,7 +100,7 @@ impl Unwritten {
         let device = Path::new("/dev/mapper").join(self.id.mapper_name());
         for number in sectors {
             let error = read_sector(&device, *number).expect_err("it has no tag");
-            assert_eq!(error.raw_os_error(), Some(84), "EILSEQ expected: {error}");
+            assert_eq!(error.raw_os_error(), Some(EILSEQ), "{error}");
         }
     }
 }

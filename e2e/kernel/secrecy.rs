@@ -13,8 +13,6 @@ use std::path::PathBuf;
 use std::process::Child;
 use std::process::Command;
 use std::process::Stdio;
-use std::time::Duration;
-use std::time::Instant;
 
 use coffer::volume::Profile;
 
@@ -24,32 +22,11 @@ use crate::driver::Kind;
 use crate::scene::Scene;
 use crate::scene::shell;
 use crate::scene::wait_until;
+use crate::strace::Strace;
+use crate::strace::TRACE;
 use crate::volume::Volume;
 use crate::volume::count;
 use needles::Needles;
-
-/// strace on the running driver and everything that it starts.
-fn strace(pid: u32, arguments: &[&str]) -> Child {
-    let child = Command::new("strace")
-        .args(["-f", "-p", &pid.to_string()])
-        .args(arguments)
-        .stderr(Stdio::null())
-        .spawn()
-        .expect("strace starts");
-    let start = Instant::now();
-    while !fs::read_to_string(format!("/proc/{pid}/status"))
-        .expect("it runs")
-        .contains(&format!("TracerPid:\t{}", child.id()))
-    {
-        assert!(start.elapsed() < Duration::from_secs(10), "strace does not attach");
-    }
-    child
-}
-
-fn detach(mut strace: Child) {
-    shell(&format!("kill -INT {}", strace.id()));
-    strace.wait().expect("strace ends");
-}
 
 fn files_below(directory: &Path, files: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(directory).expect("readable") {
@@ -106,8 +83,7 @@ fn search_everywhere(profile: Profile) {
     scene.options().flags = ["--log", "trace"].map(str::to_owned).to_vec();
     scene.restart_driver();
     let pid = scene.driver().pid();
-    let programs = "/tmp/programs";
-    let strace = strace(pid, &["-v", "-s", "100000", "-e", "trace=execve", "-o", programs]);
+    let strace = Strace::attach_with_programs(pid, &["-v", "-s", "100000", "-e", "trace=execve"]);
     let volume = Volume::create_in(&scene, &[("profile", profile.as_str())], "canary", Kind::Ext4);
     volume.stage(&scene);
     let keys = keys(&scene, &volume);
@@ -133,8 +109,8 @@ fn search_everywhere(profile: Profile) {
     refusal("WrongKey");
     scene.broker.reset();
 
-    detach(strace);
-    let started = fs::read(programs).expect("strace wrote");
+    strace.detach();
+    let started = fs::read(TRACE).expect("strace wrote");
     assert!(count(&started, b"mkfs.ext4") > 0, "the programs that the driver starts were not seen");
     places.push(("programs that it started".to_owned(), started));
     let mut files = vec![scene.log().to_owned()];

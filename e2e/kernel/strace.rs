@@ -10,16 +10,21 @@ use std::time::Instant;
 use crate::scene::shell;
 
 /// Where strace writes.
-pub(crate) const TRACE: &str = "/tmp/kills";
+pub(crate) const TRACE: &str = "/tmp/trace";
 
-/// strace on a running driver. Programs that the driver starts are left alone.
+/// strace on a running driver.
 pub(crate) struct Strace(Child);
 
 impl Strace {
-    /// Returns when every thread is traced.
+    /// Leaves the programs that the driver starts alone. Returns when every thread is traced.
     pub(crate) fn attach(pid: u32, arguments: &[&str]) -> Self {
+        Self::attach_with_programs(pid, &[&["-b", "execve"], arguments].concat())
+    }
+
+    /// Traces the programs that the driver starts, too. Returns when every thread is traced.
+    pub(crate) fn attach_with_programs(pid: u32, arguments: &[&str]) -> Self {
         let child = Command::new("strace")
-            .args(["-f", "-b", "execve", "-qq", "-e", "signal=none", "-o", TRACE, "-p", &pid.to_string()])
+            .args(["-f", "-qq", "-e", "signal=none", "-o", TRACE, "-p", &pid.to_string()])
             .args(arguments)
             .stderr(Stdio::null())
             .spawn()

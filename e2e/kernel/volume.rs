@@ -174,6 +174,17 @@ impl Volume {
     }
 }
 
+/// What the Ready `record` was before that, when it said `state`.
+pub(crate) fn unfinished(record: &[u8], state: &str) -> Vec<u8> {
+    let mut record: serde_json::Value = serde_json::from_slice(record).expect("the record is JSON");
+    let members = record.as_object_mut().expect("an object");
+    for name in ["header_digest", "key_check", "mac"] {
+        members.remove(name).expect("a Ready record has it");
+    }
+    members.insert("state".into(), state.into());
+    record.to_string().into_bytes()
+}
+
 /// Lower-case hexadecimal text.
 pub(crate) fn hex(bytes: &[u8]) -> String {
     hex::encode(bytes)

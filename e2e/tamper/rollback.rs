@@ -11,14 +11,20 @@ use serde_json::Value;
 use super::FRONT_BYTES;
 use super::Subject;
 use crate::driver::Kind;
+use crate::listening::EILSEQ;
+use crate::listening::read_sector as read_direct;
 use crate::scene::Scene;
 use crate::scene::shell;
 use crate::volume::SMALL_BYTES;
 use crate::volume::Volume;
+use crate::volume::unfinished;
 
 const SECTOR_BYTES: usize = 4096;
-/// Where dm-integrity's superblock of 8 sectors and its journal of 62 sections, 264 sectors each, end.
-const BEHIND_JOURNAL: usize = FRONT_BYTES + (8 + 62 * 264) * 512;
+/// Where dm-integrity's journal begins, behind its superblock.
+const JOURNAL: usize = FRONT_BYTES + SECTOR_BYTES;
+/// One of the 62 sections of the journal: a block of entries, and 32 blocks of data.
+const SECTION_BYTES: usize = (1 + 32) * SECTOR_BYTES;
+const BEHIND_JOURNAL: usize = JOURNAL + 62 * SECTION_BYTES;
 
 fn write_sector(volume: &Volume, fill: u8) {
     let device = volume.mapper();
@@ -94,6 +100,40 @@ fn an_old_sector_comes_back_unnoticed_with_its_old_tag() {
 }
 
 #[test]
+fn a_changed_journal_is_an_error_for_its_reader_and_an_older_one_takes_back_what_was_written_last() {
+    let scene = Scene::new();
+    let volume = Volume::create_in(&scene, &[("profile", "aead-1")], "journal", Kind::Block);
+    volume.stage(&scene);
+    write_sector(&volume, b'A');
+    volume.unstage(&scene);
+    let old = fs::read(volume.backing()).expect("the backing");
+    volume.stage(&scene);
+    write_sector(&volume, b'B');
+    // As a power cut leaves it: what was written last is in the journal alone.
+    let cut = fs::read(volume.backing()).expect("the backing");
+    volume.unstage(&scene);
+
+    let opened_with = |journal: &[u8]| {
+        let image = [&cut[..JOURNAL], journal, &cut[BEHIND_JOURNAL..]].concat();
+        fs::write(volume.backing(), image).expect("written");
+        volume.stage(&scene);
+        let read = read_direct(&volume.mapper(), 3);
+        volume.unstage(&scene);
+        read.map_err(|error| error.raw_os_error())
+    };
+    let journal = &cut[JOURNAL..BEHIND_JOURNAL];
+    assert_eq!(opened_with(journal), Ok(vec![b'B'; SECTOR_BYTES]));
+    let mut changed = journal.to_vec();
+    for section in changed.chunks_mut(SECTION_BYTES) {
+        section[SECTOR_BYTES..].iter_mut().step_by(SECTOR_BYTES).for_each(|byte| *byte ^= 1);
+    }
+    assert_eq!(opened_with(&changed), Err(Some(EILSEQ)));
+    assert_eq!(opened_with(&old[JOURNAL..BEHIND_JOURNAL]), Ok(vec![b'A'; SECTOR_BYTES]));
+    volume.delete(&scene);
+    scene.end();
+}
+
+#[test]
 fn a_whole_volume_put_back_with_its_record_opens_as_it_was() {
     let scene = Scene::new();
     let subject = Subject::new(&scene, "whole");
@@ -105,17 +145,6 @@ fn a_whole_volume_put_back_with_its_record_opens_as_it_was() {
     assert_eq!(subject.opened().expect("the file is there"), "opens", "it says what it said before");
     subject.volume.delete(&scene);
     scene.end();
-}
-
-/// The record as it was before the volume was Ready.
-fn unfinished(record: &[u8], state: &str) -> Vec<u8> {
-    let mut record: Value = serde_json::from_slice(record).expect("JSON");
-    let members = record.as_object_mut().expect("an object");
-    for name in ["header_digest", "key_check", "mac"] {
-        members.remove(name).expect("a Ready record has it");
-    }
-    members.insert("state".into(), state.into());
-    record.to_string().into_bytes()
 }
 
 #[test]

@@ -7,16 +7,15 @@ use std::thread;
 
 use coffer::volume::Profile;
 
-use super::detach;
 use super::flip;
 use super::keys;
 use super::needles::Needles;
-use super::strace;
 use crate::broker::NEXT_KEY_URI;
 use crate::driver::Kind;
 use crate::rotation::Rotation;
 use crate::scene::Scene;
 use crate::scene::wait_until;
+use crate::strace::Strace;
 use crate::volume::Volume;
 
 /// Found nowhere but in the memory of a driver that was told it.
@@ -141,12 +140,12 @@ fn no_key_is_in_the_memory_of_the_idle_driver() {
 #[track_caller]
 fn are_protected_at((name, number): (&str, i64), pid: u32, keys: &Needles, work: impl FnOnce() + Send) {
     let (trace, delay) = (format!("trace={name}"), format!("inject={name}:delay_enter=600000000"));
-    let strace = strace(pid, &["-e", &trace, "-e", &delay, "-o", "/tmp/delayed"]);
+    let strace = Strace::attach(pid, &["-e", &trace, "-e", &delay]);
     let finds = thread::scope(|scope| {
         let work = scope.spawn(work);
         wait_until(name, || is_in_system_call(pid, number) || work.is_finished());
         let finds = search(pid, keys);
-        detach(strace);
+        strace.detach();
         work.join().expect("done");
         finds
     });
