@@ -140,7 +140,8 @@ fn no_key_is_in_the_memory_of_the_idle_driver() {
 #[track_caller]
 fn are_protected_at((name, number): (&str, i64), pid: u32, keys: &Needles, work: impl FnOnce() + Send) {
     let (trace, delay) = (format!("trace={name}"), format!("inject={name}:delay_enter=600000000"));
-    let strace = Strace::attach(pid, &["-e", &trace, "-e", &delay]);
+    // A rotation that is held is still the shell that becomes it.
+    let strace = Strace::attach_with_programs(pid, &["-e", &trace, "-e", &delay]);
     let finds = thread::scope(|scope| {
         let work = scope.spawn(work);
         wait_until(name, || is_in_system_call(pid, number) || work.is_finished());
