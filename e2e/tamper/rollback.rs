@@ -101,7 +101,8 @@ fn an_old_sector_comes_back_unnoticed_with_its_old_tag() {
 
 #[test]
 fn a_changed_journal_is_an_error_for_its_reader_and_an_older_one_takes_back_what_was_written_last() {
-    let scene = Scene::new();
+    let mut scene = Scene::new();
+    scene.tampers();
     let volume = Volume::create_in(&scene, &[("profile", "aead-1")], "journal", Kind::Block);
     volume.stage(&scene);
     write_sector(&volume, b'A');
