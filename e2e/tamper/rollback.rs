@@ -68,16 +68,22 @@ fn an_old_sector_comes_back_unnoticed_where_there_is_no_integrity() {
     scene.end();
 }
 
+/// A volume with tags in which `B` was written over `A`, still open, and its backing from before that.
+fn rewritten(scene: &Scene, name: &str) -> (Volume, Vec<u8>) {
+    let volume = Volume::create_in(scene, &[("profile", "aead-1")], name, Kind::Block);
+    volume.stage(scene);
+    write_sector(&volume, b'A');
+    volume.unstage(scene);
+    let old = fs::read(volume.backing()).expect("the backing");
+    volume.stage(scene);
+    write_sector(&volume, b'B');
+    (volume, old)
+}
+
 #[test]
 fn an_old_sector_comes_back_unnoticed_with_its_old_tag() {
     let scene = Scene::new();
-    let volume = Volume::create_in(&scene, &[("profile", "aead-1")], "tagged", Kind::Block);
-    volume.stage(&scene);
-    write_sector(&volume, b'A');
-    volume.unstage(&scene);
-    let old = fs::read(volume.backing()).expect("the backing");
-    volume.stage(&scene);
-    write_sector(&volume, b'B');
+    let (volume, old) = rewritten(&scene, "tagged");
     volume.unstage(&scene);
 
     // The sector and its tag, and not the journal: nothing but them has changed behind it.
@@ -103,13 +109,7 @@ fn an_old_sector_comes_back_unnoticed_with_its_old_tag() {
 fn a_changed_journal_is_an_error_for_its_reader_and_an_older_one_takes_back_what_was_written_last() {
     let mut scene = Scene::new();
     scene.tampers();
-    let volume = Volume::create_in(&scene, &[("profile", "aead-1")], "journal", Kind::Block);
-    volume.stage(&scene);
-    write_sector(&volume, b'A');
-    volume.unstage(&scene);
-    let old = fs::read(volume.backing()).expect("the backing");
-    volume.stage(&scene);
-    write_sector(&volume, b'B');
+    let (volume, old) = rewritten(&scene, "journal");
     // As a power cut leaves it: what was written last is in the journal alone.
     let cut = fs::read(volume.backing()).expect("the backing");
     volume.unstage(&scene);
